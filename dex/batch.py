@@ -1,0 +1,49 @@
+"""The Batch contract: what every datamodule yields and every trainer reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """B samples of one source frame and K driving frames of the same subject (K = 4 pairs, or T of a clip).
+
+    Pictures travel as uint8 RGB and become float in [-1, 1] on the device (`to_float`).
+    """
+
+    key: list[str]  # one a sample: clip keys and frame indices, enough to find it again
+    source: Shaped[Tensor, "B 3 H W"]  # I_s
+    driving: Shaped[Tensor, "B K 3 H W"]  # I_d
+    # The frame that the expression code is read from: the same instant seen by another camera where there is one,
+    # otherwise `driving` itself (METHOD.md, cross-view training).
+    expression_view: Shaped[Tensor, "B K 3 H W"]
+    source_pose: Float[Tensor, "B 3 4"]  # label P; only meaningful where its weight is > 0
+    driving_pose: Float[Tensor, "B K 3 4"]
+    source_pose_weight: Float[Tensor, "B"]  # confidence of the label in [0, 1], 0: no label
+    driving_pose_weight: Float[Tensor, "B K"]
+    # Facial regions of the driving frame: 0 background, 1 head, 2 face, 3 eyes, 4 mouth
+    driving_region: Shaped[Tensor, "B K H W"]
+    # The same for the two encoder inputs: the expression augmentation warps and masks eyes and mouth
+    source_region: Shaped[Tensor, "B H W"]
+
+
+def to_float(batch: Batch) -> Batch:
+    """uint8 pictures in [0, 255] become float32 in [-1, 1], on whatever device the batch is."""
+    pictures = ("source", "driving", "expression_view")
+    return replace(batch, **{name: getattr(batch, name).float().div_(127.5).sub_(1) for name in pictures})
+
+
+def collate(samples: list[Batch]) -> Batch:
+    """Joins samples (each a Batch whose tensors lack the leading dimension) into one Batch."""
+    first = samples[0]
+    joined = {
+        name: torch.stack([getattr(sample, name) for sample in samples])
+        for name, value in vars(first).items()
+        if isinstance(value, Tensor)
+    }
+    return Batch(key=[key for sample in samples for key in sample.key], **joined)

@@ -1,0 +1,1 @@
+"""Talking-head data: the shard schema, reading clips, augmentation, and the datamodules."""
