@@ -1,0 +1,40 @@
+"""Fixtures shared by all tests: where real clips and pretrained networks lie, if they do."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# The material of tests on real faces is not part of the project: it lies beside the checkout or where this points to.
+SHARED = Path(os.environ.get("DEX_TEST_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        pytest.skip(f"{path.name}: no such folder in {SHARED.name}/ beside the checkout; set DEX_TEST_SHARED to run this")
+    return path
+
+
+@pytest.fixture(scope="session")
+def talking_heads() -> Path:
+    """Real clips, portraits and awkward files: videos/, portraits/, hard/."""
+    return _folder(SHARED / "data" / "talking_heads")
+
+
+@pytest.fixture(scope="session")
+def weights_dir() -> Path:
+    """Pretrained networks by their registered file names."""
+    return _folder(SHARED / "weights")
+
+
+@pytest.fixture
+def weights_env(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, announced to the program as a user would."""
+    monkeypatch.setenv("DEX_WEIGHTS", str(weights_dir))
+    return weights_dir
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
