@@ -1,7 +1,7 @@
 """Rigid head pose as a similarity transform, P = [sR | t]: algebra, warp grids and the ray map.
 
-Conventions: right-handed; x right, y down, z away from the camera; normalised image coordinates in [-1, 1] whose pixel
-centres are (2i + 1) / W - 1 (`align_corners=False`). R = R_z(roll) R_y(yaw) R_x(pitch) in radians. A pose maps canonical
+Conventions: right-handed; x right, y down, z away from the camera; normalised image coordinates in [-1, 1] whose
+pixel centres are (2i + 1) / W - 1 (`align_corners=False`). R = R_z(roll) R_y(yaw) R_x(pitch) in radians. A pose maps canonical
 head coordinates to image coordinates, x_img = s R x_can + t, with t = (t_x, t_y, 0): depth is redundant with scale.
 Every function is pure, differentiable, and broadcasts over leading dimensions.
 """
@@ -115,7 +115,7 @@ def geodesic(a: Float[Tensor, "*b 3 3"], b: Float[Tensor, "*b 3 3"]) -> Float[Te
 
 
 def base_grid(*size: int, device: torch.device | None = None) -> Float[Tensor, "*size n"]:
-    """Normalised coordinates of pixel (or voxel) centres; `size` is (H, W) or (D, H, W), coordinates are (x, y[, z])."""
+    """Normalised coordinates of pixel or voxel centres; `size` is (H, W) or (D, H, W), the result (x, y[, z])."""
     axes = [(2 * torch.arange(n, device=device, dtype=torch.float32) + 1) / n - 1 for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)
 

@@ -12,7 +12,9 @@ SHARED = Path(os.environ.get("DEX_TEST_SHARED", Path(__file__).resolve().parents
 
 def _folder(path: Path) -> Path:
     if not path.is_dir():
-        pytest.skip(f"{path.name}: no such folder in {SHARED.name}/ beside the checkout; set DEX_TEST_SHARED to run this")
+        pytest.skip(
+            f"{path.name}: no such folder in {SHARED.name}/ beside the checkout; set DEX_TEST_SHARED to run this"
+        )
     return path
 
 

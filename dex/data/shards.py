@@ -8,8 +8,8 @@ A clip is three or four files of one key:
     {key}.flac   optional: 16 kHz mono audio of the same time span
 
 Clips are first *staged* as loose files (`stage_clip`: the json is renamed into place last, so a json means a complete
-clip) and then packed (`write_shards`) into `{out}/{split}-000000.tar, …` of about 0.5 GB beside `index.json`. Both steps
-write to a temporary name, fsync and rename: a killed run leaves no torn file under a final name.
+clip) and then packed (`write_shards`) into `{out}/{split}-000000.tar, …` of about 0.5 GB beside `index.json`. Both
+steps write to a temporary name, fsync and rename: a killed run leaves no torn file under a final name.
 
 Clips that show the same instant through several cameras share `group`; they stand side by side in one shard, and frame
 i of one is frame i of the other. Groups are ordered by a hash of their name, so that every shard mixes identities and
