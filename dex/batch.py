@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+# Labels of a facial-region map: the head without the face, the face's skin, eyes with lids and brows, lips and mouth.
+BACKGROUND, HEAD, FACE, EYES, MOUTH = range(5)
+
 
 @dataclass
 class Batch:
@@ -26,16 +29,20 @@ class Batch:
     driving_pose: Float[Tensor, "B K 3 4"]
     source_pose_weight: Float[Tensor, "B"]  # confidence of the label in [0, 1], 0: no label
     driving_pose_weight: Float[Tensor, "B K"]
-    # Facial regions of the driving frame: 0 background, 1 head, 2 face, 3 eyes, 4 mouth
+    # Facial regions of the driving frame, BACKGROUND … MOUTH
     driving_region: Shaped[Tensor, "B K H W"]
-    # The same for the two encoder inputs: the expression augmentation warps and masks eyes and mouth
+    # The same for the source: the expression augmentation warps and masks eyes and mouth of what the pose encoder sees
     source_region: Shaped[Tensor, "B H W"]
+    # The frame that the driving pose is read from, where it is not `driving` itself: a swap whose truth is `driving`
+    # takes its pose from here and its expression from `expression_view`.
+    pose_view: Shaped[Tensor, "B K 3 H W"] | None = None
 
 
 def to_float(batch: Batch) -> Batch:
     """uint8 pictures in [0, 255] become float32 in [-1, 1], on whatever device the batch is."""
-    pictures = ("source", "driving", "expression_view")
-    return replace(batch, **{name: getattr(batch, name).float().div_(127.5).sub_(1) for name in pictures})
+    pictures = ("source", "driving", "expression_view", "pose_view")
+    present = {name: getattr(batch, name) for name in pictures if getattr(batch, name) is not None}
+    return replace(batch, **{name: picture.float().div_(127.5).sub_(1) for name, picture in present.items()})
 
 
 def collate(samples: list[Batch]) -> Batch:

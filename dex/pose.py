@@ -1,8 +1,9 @@
 """Rigid head pose as a similarity transform, P = [sR | t]: algebra, warp grids and the ray map.
 
 Conventions: right-handed; x right, y down, z away from the camera; normalised image coordinates in [-1, 1] whose
-pixel centres are (2i + 1) / W - 1 (`align_corners=False`). R = R_z(roll) R_y(yaw) R_x(pitch) in radians. A pose maps canonical
-head coordinates to image coordinates, x_img = s R x_can + t, with t = (t_x, t_y, 0): depth is redundant with scale.
+pixel centres are (2i + 1) / W - 1 (`align_corners=False`). R = R_z(roll) R_y(yaw) R_x(pitch) in radians. A pose maps
+canonical head coordinates to image coordinates, x_img = s R x_can + t, with t = (t_x, t_y, 0): depth is redundant with
+scale.
 Every function is pure, differentiable, and broadcasts over leading dimensions.
 """
 

@@ -1,0 +1,1 @@
+"""Stage 1: the disentangled motion trainer (DeX-Portrait, sec. 3.1)."""

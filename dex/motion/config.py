@@ -1,0 +1,59 @@
+"""Sizes of the stage-1 networks. The defaults are the paper's at 256²; a smaller form is a few smaller numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """Every width and depth of stage 1 (METHOD.md); written to config.json beside exported weights."""
+
+    size: int = 256  # pictures, both sides
+    # 3D appearance feature f: channels × depth × (volume_size)²
+    volume_channels: int = 32
+    volume_depth: int = 16
+    volume_size: int = 64
+    appearance_width: int = 64  # channels of the first 2D convolution; doubles at each halving
+    appearance_blocks: int = 6  # 3D residual blocks
+    # pose encoder: ConvNeXt-Tiny by default
+    pose_dims: tuple[int, ...] = (96, 192, 384, 768)
+    pose_depths: tuple[int, ...] = (3, 3, 9, 3)
+    pose_layer_scale: float = 1e-6  # ConvNeXt's residual branches start this small; 1 learns faster in a short run
+    # expression encoder: FAN, its hourglasses at fan_size²
+    fan_size: int = 64
+    fan_width: int = 256
+    fan_stacks: int = 4
+    fan_depth: int = 4  # halvings inside one hourglass
+    expression_dim: int = 512
+    # decoder: channels at resolution r are min(decoder_cap, decoder_width · size / r)
+    style_dim: int = 2048
+    decoder_width: int = 128
+    decoder_cap: int = 512
+    discriminator_width: int = 64
+    discriminator_cap: int = 512
+
+    def __post_init__(self) -> None:
+        if self.size % self.volume_size or self.volume_size % 8:
+            raise ValueError(
+                f"size {self.size}, volume_size {self.volume_size}: volume_size must divide size and be a multiple of 8"
+            )
+        for name in ("size", "volume_size"):
+            value = getattr(self, name)
+            if value & (value - 1):
+                raise ValueError(f"{name} = {value} must be a power of two: every stage halves or doubles")
+        if len(self.pose_dims) != len(self.pose_depths):
+            raise ValueError(f"pose_dims {self.pose_dims} and pose_depths {self.pose_depths} differ in length")
+
+    def decoder_channels(self, resolution: int) -> int:
+        """Channels of the decoder at a resolution; 512, 512, 512, 512, 256, 128 at 8² … 256² in the paper's size."""
+        return min(self.decoder_cap, self.decoder_width * self.size // resolution)
+
+    def rgb_channels(self, resolution: int) -> int:
+        """Channels of the toRGB* pyramid: 96 at 8² down to 3 at 256²."""
+        return 3 * self.size // resolution
+
+    @property
+    def middle_size(self) -> int:
+        """Where the warped feature enters the decoder: 32 in the paper's size."""
+        return self.volume_size // 2

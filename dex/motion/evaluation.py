@@ -1,0 +1,80 @@
+"""What a motion trainer is measured by while it trains: relative poses, and swaps against the truth."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, PearsonCorrCoef
+
+from dex.batch import EYES, MOUTH, Batch
+from dex.motion.losses import region_mask
+from dex.pose import euler_from_matrix, geodesic, relative_pose, split_pose
+
+POSE_COMPONENTS = ("yaw", "pitch", "roll", "tx", "ty", "log_scale")
+# Swap errors are taken over the whole picture and over the parts that expression moves.
+SWAP_REGIONS = {"all": (0, MOUTH), "eyes": (EYES, EYES), "mouth": (MOUTH, MOUTH), "eyes_mouth": (EYES, MOUTH)}
+
+
+def pose_components(pose: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 6"]:
+    """Yaw, pitch, roll in degrees, t_x, t_y, log s."""
+    rotation, translation, scale = split_pose(pose)
+    angles = torch.stack(euler_from_matrix(rotation), dim=-1) * (180 / math.pi)
+    return torch.cat([angles, translation[:, :2], scale.log()[:, None]], dim=-1)
+
+
+class MotionEvaluation(nn.Module):
+    """Sums over a validation set; `compute` gives means. Every entry adds up over processes (torchmetrics states)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pose_error = MeanMetric()
+        self.correlation = PearsonCorrCoef(num_outputs=len(POSE_COMPONENTS))
+        self.swap = nn.ModuleDict({name: MeanMetric() for name in SWAP_REGIONS})
+        self.copy = nn.ModuleDict({name: MeanMetric() for name in SWAP_REGIONS})
+
+    def update(
+        self,
+        batch: Batch,
+        source_pose: Float[Tensor, "B 3 4"],
+        driving_pose: Float[Tensor, "B K 3 4"],
+        fake: Float[Tensor, "B K 3 H W"],
+    ) -> None:
+        """Poses are the model's; the batch holds the truth. Pictures in [-1, 1] are compared in [0, 1]."""
+        drivers = driving_pose.shape[1]
+        source = batch.source.repeat_interleave(drivers, dim=0)
+        self._update_pose(batch, source_pose.repeat_interleave(drivers, dim=0), driving_pose.flatten(0, 1))
+        truth, region = batch.driving.flatten(0, 1), batch.driving_region.flatten(0, 1)
+        for name, (lowest, highest) in SWAP_REGIONS.items():
+            mask = region_mask(region, lowest=lowest, highest=highest)
+            for metric, picture in ((self.swap[name], fake.flatten(0, 1)), (self.copy[name], source)):
+                error = ((picture.clamp(-1, 1) - truth) / 2).abs().mean(dim=1)
+                metric.update((error * mask).sum() / mask.sum().clamp_min(1), mask.sum())
+
+    def _update_pose(self, batch: Batch, source: Float[Tensor, "N 3 4"], driving: Float[Tensor, "N 3 4"]) -> None:
+        drivers = batch.driving_pose.shape[1]
+        known = (batch.driving_pose_weight * batch.source_pose_weight[:, None]).flatten() > 0
+        if not known.any():
+            return
+        truth = relative_pose(
+            batch.source_pose.repeat_interleave(drivers, dim=0)[known], batch.driving_pose.flatten(0, 1)[known]
+        )
+        found = relative_pose(source[known], driving[known])
+        self.pose_error.update(geodesic(split_pose(found)[0], split_pose(truth)[0]) * (180 / math.pi))
+        self.correlation.update(pose_components(found), pose_components(truth))
+
+    def compute(self) -> dict[str, Tensor]:
+        """By tag: pose error in degrees, its correlations by component, swap errors and their ratio to copying."""
+        out = {"pose_error_deg": self.pose_error.compute()}
+        correlations = self.correlation.compute()
+        out |= {f"correlation_{name}": value for name, value in zip(POSE_COMPONENTS, correlations, strict=True)}
+        for name in SWAP_REGIONS:
+            swap, copy = self.swap[name].compute(), self.copy[name].compute()
+            out |= {f"swap_l1_{name}": swap, f"copy_l1_{name}": copy, f"swap_ratio_{name}": swap / copy}
+        return out
+
+    def reset(self) -> None:
+        for metric in (self.pose_error, self.correlation, *self.swap.values(), *self.copy.values()):
+            metric.reset()  # type: ignore[operator]  # values of a ModuleDict are typed as Module

@@ -1,0 +1,55 @@
+"""The generator side of stage 1: encoders, warp and decoder, wired as in DeX-Portrait, fig. 3."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dex.motion.appearance import AppearanceEncoder, FlattenCNN, StyleEncoder
+from dex.motion.config import MotionConfig
+from dex.motion.decoder import Decoder
+from dex.motion.expression_encoder import ExpressionEncoder
+from dex.motion.pose_encoder import PoseEncoder
+from dex.pose import warp_volume
+
+
+class MotionGenerator(nn.Module):
+    """(I_s, P_s, P_d, e) → Î, and the two encoders that find P and e in pictures."""
+
+    def __init__(self, config: MotionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.appearance_encoder = AppearanceEncoder(config)
+        self.style_encoder = StyleEncoder(config)
+        self.pose_encoder = PoseEncoder(config)
+        self.expression_encoder = ExpressionEncoder(config)
+        self.flatten = FlattenCNN(config)
+        self.decoder = Decoder(config)
+
+    def forward(
+        self,
+        source: Float[Tensor, "B 3 H W"],
+        source_pose: Float[Tensor, "B 3 4"],
+        driving_pose: Float[Tensor, "B K 3 4"],
+        expression: Float[Tensor, "B K E"],
+    ) -> Float[Tensor, "B K 3 H W"]:
+        """K pictures of each source: its appearance is encoded once, whatever K is."""
+        feature = self.appearance_encoder(source)
+        style = self.style_encoder(feature)
+        return self.animate(feature, style, source_pose, driving_pose, expression)
+
+    def animate(
+        self,
+        feature: Float[Tensor, "B C D h w"],
+        style: Float[Tensor, "B S"],
+        source_pose: Float[Tensor, "B 3 4"],
+        driving_pose: Float[Tensor, "B K 3 4"],
+        expression: Float[Tensor, "B K E"],
+    ) -> Float[Tensor, "B K 3 H W"]:
+        """The part that runs once a driving frame, given what was read from the source."""
+        drivers = driving_pose.shape[1]
+        feature = feature.repeat_interleave(drivers, dim=0)
+        warped = warp_volume(feature, source_pose.repeat_interleave(drivers, dim=0), driving_pose.flatten(0, 1))
+        code = torch.cat([style.repeat_interleave(drivers, dim=0), expression.flatten(0, 1)], dim=1)
+        return self.decoder(self.flatten(feature, warped), code).unflatten(0, (-1, drivers))
