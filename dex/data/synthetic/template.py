@@ -1,0 +1,344 @@
+"""The one topology that all synthetic heads share: skin (triangulated once), lids, lips, eyeballs, teeth, ears, hair, body.
+
+Skin vertices are directions on the egg of `surface.py`; other parts are small grids in their own frame that `head.py`
+puts in place for each identity. Built once a process (about 50 ms), then cached.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import Delaunay
+
+from dex.data.synthetic import surface
+from dex.data.synthetic.surface import EYE_X, EYE_Y, MOUTH_Y, Array
+
+Index = NDArray[np.int32]
+
+LID_POINTS, LIP_POINTS = 20, 28
+# half width, height above, height below the centre of each ring around the eye (margin first) and around the mouth
+LID_RINGS = ((0.185, 0.088, 0.070), (0.205, 0.110, 0.090), (0.232, 0.135, 0.118), (0.275, 0.172, 0.165))
+LIP_RINGS = (
+    (0.245, 0.028, 0.032),
+    (0.265, 0.058, 0.068),
+    (0.290, 0.088, 0.105),
+    (0.345, 0.14, 0.17),
+    (0.42, 0.20, 0.25),
+)
+EYE_ANGLES = (0.0, 10.5, 12.0, 17.0, 24.0, 27.5, 30.5, 45.0, 70.0, 100.0)  # degrees from the gaze axis, ring by ring
+EYE_SPOKES, HAIR_COLUMNS, HAIR_ROWS, CURTAIN_ROWS = 16, 36, 11, 6
+
+# label of a triangle, as in the mask
+OTHER, FACE, EYES, MOUTH = 1, 2, 3, 4
+# material of a triangle: PLAIN is drawn in vertex colours; the others multiply them by their texture layer
+PLAIN, SKIN, HAIR, CLOTH = -1, 0, 1, 2
+
+
+@dataclass
+class Part:
+    """A slice of the vertices that is put in place as one piece, with its rest shape in its own frame."""
+
+    start: int
+    shape: Array
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.start + len(self.shape))
+
+
+@dataclass
+class Template:
+    """Topology shared by all heads. V vertices, F triangles, S skin vertices (the first S of V)."""
+
+    directions: Array
+    uv: Array
+    lids: Index  # (2, rings, LID_POINTS): subject's left (x > 0) first; point 0 is the corner at larger x
+    lips: Index  # (rings, LIP_POINTS): point 0 is the corner at x > 0, then along the lower lip
+    parts: dict[str, Part] = field(default_factory=dict)
+    parent: Index = field(default_factory=lambda: np.empty(0, np.int32))
+    faces: Index = field(default_factory=lambda: np.empty((0, 3), np.int32))
+    label: Index = field(default_factory=lambda: np.empty(0, np.int32))
+    material: Index = field(default_factory=lambda: np.empty(0, np.int32))
+    two_sided: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    face_part: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, "U16"))
+    layout: Array = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    front: Array = field(default_factory=lambda: np.empty(0, np.float32))
+
+    @property
+    def size(self) -> int:
+        return len(self.parent)
+
+    def add(
+        self, name: str, shape: Array, faces: Index, label: int, material: int = PLAIN, two_sided: bool = False
+    ) -> None:
+        """Append a part; faces index into the part."""
+        part = Part(self.size, shape.astype(np.float32))
+        self.parts[name] = part
+        own = np.arange(part.start, part.start + len(shape), dtype=np.int32)
+        self.parent = np.concatenate([self.parent, own])
+        self.add_faces(name, faces + part.start, label, material, two_sided)
+
+    def add_faces(self, name: str, faces: Index, label: int, material: int, two_sided: bool) -> None:
+        n = len(faces)
+        self.faces = np.concatenate([self.faces, faces.astype(np.int32)])
+        self.label = np.concatenate([self.label, np.full(n, label, np.int32)])
+        self.material = np.concatenate([self.material, np.full(n, material, np.int32)])
+        self.two_sided = np.concatenate([self.two_sided, np.full(n, two_sided)])
+        self.face_part = np.concatenate([self.face_part, np.full(n, name, "U16")])
+
+
+def almond(points: int, half_width: float, up: float, down: float, sharp: float = 1.0) -> Array:
+    """Ring (points, 2) of an eye or mouth outline about the origin; point 0 at (half_width, 0), then below."""
+    a = 2 * np.pi * np.arange(points) / points
+    y = np.sin(a)
+    return np.stack([half_width * np.cos(a), np.where(y > 0, down, up) * np.sign(y) * np.abs(y) ** sharp], 1)
+
+
+def lambert(u: Array) -> Array:
+    """Equal-area map of directions (n, 3) to the unit disk (n, 2), face in the middle: the texture's coordinates."""
+    scale = np.sqrt(1 / np.maximum(2 * (1 - u[:, 2]), 1e-6))
+    return (u[:, :2] * scale[:, None]).astype(np.float32)
+
+
+def inverse_lambert(p: Array) -> Array:
+    """Directions (n, 3) of points (n, 2) in the unit disk (clipped to it)."""
+    r2 = np.minimum((p**2).sum(1), 1)
+    planar = p * (2 * np.sqrt(np.maximum(1 - r2, 0)))[:, None]
+    return np.concatenate([planar, (2 * r2 - 1)[:, None]], 1).astype(np.float32)
+
+
+def hexagons(half_x: float, low_y: float, high_y: float, step: float) -> Array:
+    """Hexagonal grid (n, 2), mirror-symmetric in x."""
+    rows = np.arange(low_y, high_y, step * 0.866)
+    half = np.arange(0, half_x, step)
+    points = []
+    for i, y in enumerate(rows):
+        x = half + (step / 2 if i % 2 else 0.0)
+        points += [(s * v, y) for v in x for s in (1, -1) if not (v == 0 and s < 0)]
+    return np.array(points, np.float32)
+
+
+def skin_points() -> tuple[Array, Index, Index]:
+    """Directions (S, 3) of all skin vertices, and the indices of the lid and lip rings in them."""
+    rings = []
+    for side in (1, -1):
+        for half_width, up, down in LID_RINGS:
+            rings.append(almond(LID_POINTS, half_width, up, down, 1.15) + (side * EYE_X, EYE_Y))
+    for k, (half_width, up, down) in enumerate(LIP_RINGS):
+        ring = almond(LIP_POINTS, half_width, up, down)
+        if k == 2:  # Cupid's bow
+            ring[:, 1] += np.where(ring[:, 1] < 0, 0.018 * np.exp(-((ring[:, 0] / 0.045) ** 2)), 0)
+        rings.append(ring + (0, MOUTH_Y))
+    layout = np.concatenate(rings).astype(np.float32)
+    lids = np.arange(2 * len(LID_RINGS) * LID_POINTS, dtype=np.int32).reshape(2, len(LID_RINGS), LID_POINTS)
+    lips = np.arange(len(LIP_RINGS) * LIP_POINTS, dtype=np.int32).reshape(len(LIP_RINGS), LIP_POINTS) + lids.size
+    kept = lambert(surface.direction(layout))
+    fillers = (
+        (lambert(surface.direction(hexagons(0.22, -0.36, 0.27, 0.045))), 0.022),
+        (hexagons(0.66, -0.66, 0.66, 0.062), 0.036),
+        (hexagons(1.0, -0.985, 0.985, 0.11), 0.075),
+    )
+    for points, gap in fillers:
+        inside = (points**2).sum(1) < 0.975**2
+        near = np.linalg.norm(points[:, None] - kept[None], axis=2).min(1)
+        kept = np.concatenate([kept, points[inside & (near > gap) & ~in_openings(points)]])
+    return inverse_lambert(kept), lids, lips
+
+
+def in_openings(points: Array) -> NDArray[np.bool_]:
+    """Which points (n, 2) of the disk lie inside an eye or mouth ring, where only ring vertices may be."""
+    p, _ = surface.layout_of(inverse_lambert(points))
+    eye = np.hypot((np.abs(p[:, 0]) - EYE_X) / 0.28, (p[:, 1] - EYE_Y) / 0.17) < 1
+    return eye | (np.hypot(p[:, 0] / 0.40, (p[:, 1] - MOUTH_Y) / 0.22) < 1)
+
+
+def grid_faces(rows: int, columns: int, wrap: bool) -> Index:
+    """Triangles of a rows × columns grid of vertices, closed around the columns if `wrap`."""
+    faces = []
+    for r in range(rows - 1):
+        for c in range(columns if wrap else columns - 1):
+            a, b = r * columns + c, r * columns + (c + 1) % columns
+            faces += [(a, b, a + columns), (b, b + columns, a + columns)]
+    return np.array(faces, np.int32)
+
+
+def outward(shape: Array, faces: Index, centre: Array | None = None) -> Index:
+    """Faces turned so that their normals point away from the centre (default: the shape's mean)."""
+    middle = shape.mean(0) if centre is None else centre
+    a, b, c = (shape[faces[:, k]] for k in range(3))
+    inside = (np.cross(b - a, c - a) * ((a + b + c) / 3 - middle)).sum(1) < 0
+    return np.where(inside[:, None], faces[:, ::-1], faces)
+
+
+def eyeball() -> Array:
+    """Unit sphere cap around the gaze axis -z, rings at EYE_ANGLES (ring 0 is the pole, repeated)."""
+    a = np.radians(EYE_ANGLES)[:, None]
+    s = 2 * np.pi * np.arange(EYE_SPOKES)[None] / EYE_SPOKES
+    return np.stack([np.sin(a) * np.cos(s), np.sin(a) * np.sin(s), -np.cos(a) + 0 * s], 2).reshape(-1, 3)
+
+
+def ellipsoid(rows: int, columns: int, radii: tuple[float, float, float]) -> Array:
+    """Closed ellipsoid grid (rows·columns, 3), poles on the y axis."""
+    a = np.linspace(0, np.pi, rows)[:, None]
+    s = 2 * np.pi * np.arange(columns)[None] / columns
+    return (np.stack([np.sin(a) * np.cos(s), -np.cos(a) + 0 * s, np.sin(a) * np.sin(s)], 2) * radii).reshape(-1, 3)
+
+
+def tooth_row(teeth: int, half_width: float, height: float) -> Array:
+    """Curved band (3·(2·teeth + 1), 3): gum line, middle, edge; every second column is a gap."""
+    x = np.linspace(-half_width, half_width, 2 * teeth + 1)
+    gap = np.arange(len(x)) % 2 == 0
+    rows = [np.stack([x, np.full_like(x, y), 1.6 * x**2 + 0.008 * gap], 1) for y in (0.0, height * 0.45)]
+    rows.append(np.stack([x, np.full_like(x, height) * (1 - 0.12 * gap), 1.6 * x**2 + 0.008 * gap], 1))
+    return np.concatenate(rows)
+
+
+def ear() -> Array:
+    """Ear at the subject's left side about its root: rings from the hollow to the rim and back to the skull; (5·14, 3)."""
+    a = 2 * np.pi * np.arange(14) / 14
+    back, up = np.cos(a), -np.sin(a)
+    egg = 1 - 0.22 * np.maximum(-up * -1, 0) * 0  # outline narrows towards the lobe below
+    narrow = np.where(up > 0, 1 - 0.30 * up, 1.0)
+    rings = ((0.25, 0.035), (0.62, 0.04), (0.85, 0.095), (1.0, 0.085), (0.86, -0.03))
+    rows = []
+    for radius, out in rings:
+        flare = out + 0.07 * (back + 1) / 2 * radius
+        rows.append(np.stack([flare, 0.25 * radius * up, 0.135 * radius * back * narrow * egg + 0.05], 1))
+    return np.concatenate(rows)
+
+
+def body() -> Array:
+    """Neck and shoulders: 12 rings of 24 vertices, the first 6 bare, in head coordinates."""
+    rings = (  # y, half width, half depth, centre z
+        (0.45, 0.40, 0.36, 0.42),
+        (0.75, 0.395, 0.37, 0.40),
+        (0.95, 0.39, 0.37, 0.40),
+        (1.10, 0.40, 0.38, 0.42),
+        (1.22, 0.44, 0.41, 0.44),
+        (1.30, 0.50, 0.44, 0.46),
+        (1.235, 0.53, 0.47, 0.46),
+        (1.29, 0.66, 0.52, 0.47),
+        (1.38, 0.92, 0.56, 0.48),
+        (1.50, 1.22, 0.60, 0.50),
+        (1.75, 1.42, 0.64, 0.50),
+        (3.20, 1.50, 0.68, 0.50),
+    )
+    s = 2 * np.pi * np.arange(24) / 24
+    dip = 0.10 * np.maximum(-np.sin(s), 0)  # the collar is lower in front
+    return np.concatenate(
+        [
+            np.stack([w * np.cos(s), y + (dip if 4 < k < 9 else 0 * s), z + d * np.sin(s)], 1)
+            for k, (y, w, d, z) in enumerate(rings)
+        ]
+    )
+
+
+def spectacles() -> Array:
+    """Frame in face units about the bridge: two rims (2·16·2), bridge and temples (strips); z filled in by `head.py`."""
+    rim = []
+    for side in (1, -1):
+        for grow in (1.0, 1.14):
+            ring = almond(16, 0.245 * grow, 0.175 * grow, 0.185 * grow, 0.8)
+            rim.append(np.concatenate([ring + (side * EYE_X, 0.02), np.zeros((16, 1))], 1))
+    bridge = np.array([(x, y, -0.02) for x in (-0.10, 0, 0.10) for y in (-0.03, 0.01)])
+    arms = [
+        (s * x, y, z) for s in (1, -1) for x, z in ((0.60, 0.02), (0.74, 0.20), (0.80, 0.75)) for y in (-0.05, -0.01)
+    ]
+    return np.concatenate([*rim, bridge, np.array(arms)])
+
+
+def spectacle_faces() -> Index:
+    rims = [grid_faces(2, 16, True) + 32 * side for side in (0, 1)]
+    strips = [grid_faces(3, 2, False) + start for start in (64, 70, 76)]
+    return np.concatenate(rims + strips)
+
+
+def skin_labels(layout: Array, front: Array, lids: Index, lips: Index) -> NDArray[np.int32]:
+    """Label 1–4 of each triangle from its middle (n, 2) in the layout."""
+    x, y = np.abs(layout[:, 0]), layout[:, 1]
+    label = np.where((front > 0.5) & (np.hypot(x / 0.68, (y - 0.08) / 0.95) < 1), FACE, OTHER)
+    brow = (np.abs(x - 0.34) < 0.29) & (y > -0.60) & (y < -0.40)
+    eye = np.hypot((x - EYE_X) / 0.275, (y - EYE_Y) / 0.168) < 1
+    mouth = np.hypot(x / 0.30, (y - MOUTH_Y) / np.where(y < MOUTH_Y, 0.092, 0.108)) < 1
+    return np.select([front < 0.5, eye | brow, mouth], [label, EYES, MOUTH], label).astype(np.int32)
+
+
+@lru_cache(maxsize=1)
+def template() -> Template:
+    """The shared topology. Skin first, then the parts that hang on its rings, then free parts."""
+    u, lids, lips = skin_points()
+    disk = lambert(u)
+    faces = Delaunay(disk).simplices.astype(np.int32)
+    for opening in (lids[0, 0], lids[1, 0], lips[0]):
+        faces = faces[~np.isin(faces, opening).all(1)]
+    faces = outward(u, faces, np.zeros(3, np.float32))
+    t = Template(u, disk * 0.5 + 0.5, lids, lips)
+    t.layout, t.front = surface.layout_of(u)
+    t.parent = np.arange(len(u), dtype=np.int32)
+    t.add_faces("skin", faces, FACE, SKIN, False)
+    t.label = skin_labels(t.layout[faces].mean(1), t.front[faces].mean(1), lids, lips)
+    t.parts["skin"] = Part(0, u)
+    add_rims(t)
+    ball, ball_faces = eyeball(), grid_faces(len(EYE_ANGLES), EYE_SPOKES, True)
+    for side in ("left", "right"):
+        t.add(f"eye_{side}", ball, outward(ball, ball_faces, np.zeros(3, np.float32)), EYES)
+    glint = np.concatenate([np.zeros((1, 3)), almond_disk(6)])
+    glint_faces = np.array([(0, 1 + k, 1 + (k + 1) % 6) for k in range(6)], np.int32)
+    for side in ("left", "right"):
+        t.add(f"glint_{side}", glint, glint_faces, EYES, two_sided=True)
+    add_mouth(t)
+    add_free(t)
+    return t
+
+
+def almond_disk(points: int) -> Array:
+    return np.concatenate([almond(points, 1, 1, 1), np.zeros((points, 1))], 1)
+
+
+def add_rims(t: Template) -> None:
+    """Inner faces of lids and lips: rings that follow the margin they hang on (`parent`), and the mouth's dark bag."""
+    for k, side in enumerate(("left", "right")):
+        ring = t.lids[k, 0]
+        start = t.size
+        t.add(f"rim_{side}", np.zeros((LID_POINTS, 3)), np.empty((0, 3), np.int32), EYES)
+        t.parent[start:] = ring
+        t.add_faces(f"rim_{side}", bridge(ring, np.arange(start, t.size)), EYES, PLAIN, True)
+    ring = t.lips[0]
+    for depth in ("roll", "throat"):
+        start = t.size
+        t.add(depth, np.zeros((LIP_POINTS, 3)), np.empty((0, 3), np.int32), MOUTH)
+        t.parent[start:] = t.lips[0]
+        t.add_faces(depth, bridge(ring, np.arange(start, t.size)), MOUTH, PLAIN, True)
+        ring = np.arange(start, t.size, dtype=np.int32)
+    fan = np.stack([np.full(LIP_POINTS - 2, ring[0]), ring[1:-1], ring[2:]], 1)
+    t.add_faces("throat", fan, MOUTH, PLAIN, True)
+
+
+def bridge(first: Index, second: Index) -> Index:
+    """Triangles between two rings of equally many vertices."""
+    return np.concatenate([first, second])[grid_faces(2, len(first), True)].astype(np.int32)
+
+
+def add_mouth(t: Template) -> None:
+    for name, row in (("teeth_upper", tooth_row(8, 0.20, 0.085)), ("teeth_lower", tooth_row(8, 0.175, -0.075))):
+        t.add(name, row, grid_faces(3, 17, False), MOUTH, two_sided=True)
+    tongue = ellipsoid(7, 10, (0.13, 0.05, 0.22))
+    t.add("tongue", tongue, outward(tongue, grid_faces(7, 10, True)), MOUTH)
+
+
+def add_free(t: Template) -> None:
+    left = ear()
+    for side, flip in (("left", 1), ("right", -1)):
+        shape = left * (flip, 1, 1)
+        t.add(f"ear_{side}", shape, grid_faces(5, 14, True), OTHER, two_sided=True)
+    torso = body()
+    faces = outward(torso, grid_faces(12, 24, True), np.array((0, 1.8, 0.45), np.float32))
+    faces = grid_faces(12, 24, True)
+    t.add("body", torso, faces, OTHER, two_sided=True)
+    t.material[-len(faces) :][faces.min(1) >= 24 * 6] = CLOTH
+    rows = HAIR_ROWS + CURTAIN_ROWS
+    t.add("hair", np.zeros((HAIR_COLUMNS * rows, 3)), grid_faces(rows, HAIR_COLUMNS, True), OTHER, HAIR, True)
+    bun = ellipsoid(7, 12, (1, 1, 1))
+    t.add("bun", bun, outward(bun, grid_faces(7, 12, True)), OTHER, HAIR)
+    t.add("spectacles", spectacles(), spectacle_faces(), OTHER, two_sided=True)
