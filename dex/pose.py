@@ -132,12 +132,13 @@ def warp_volume(
 ) -> Float[Tensor, "B C D H W"]:
     """f_w(x) = f(P_s P_d⁻¹ x): the source's volume seen at the driver's pose (DeX-Portrait, sec. 3.1).
 
-    Trilinear, zero outside the volume. The grid is float32 whatever the precision of the volume: bf16 coordinates would
+    Trilinear, zero outside the volume. Sampled in float32 whatever the precision of the volume: bf16 coordinates would
     move voxels by up to half a cell.
     """
     with torch.autocast(volume.device.type, enabled=False):
         grid = warp_grid(relative_pose(driving.float(), source.float()), *volume.shape[-3:])
-    return F.grid_sample(volume, grid.to(volume.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+        warped = F.grid_sample(volume.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return warped.to(volume.dtype)
 
 
 def ray_map(
