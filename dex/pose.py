@@ -135,7 +135,8 @@ def warp_volume(
     Trilinear, zero outside the volume. Sampled in float32 whatever the precision of the volume: bf16 coordinates would
     move voxels by up to half a cell.
     """
-    with torch.autocast(volume.device.type, enabled=False):
+    # The meta device, on which shapes are checked, knows no autocast.
+    with torch.autocast("cpu" if volume.is_meta else volume.device.type, enabled=False):
         grid = warp_grid(relative_pose(driving.float(), source.float()), *volume.shape[-3:])
         warped = F.grid_sample(volume.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return warped.to(volume.dtype)

@@ -265,6 +265,11 @@ def test_warp_of_a_half_precision_volume_keeps_its_coordinates() -> None:
         torch.testing.assert_close(pose.warp_volume(volume, source, driving), exact)
 
 
+def test_warp_runs_on_the_meta_device() -> None:
+    p = head().to("meta")
+    assert pose.warp_volume(torch.empty(1, 32, 16, 64, 64, device="meta"), p, p).shape == (1, 32, 16, 64, 64)
+
+
 # ---- ray map ---------------------------------------------------------------------------------------------------------
 
 
