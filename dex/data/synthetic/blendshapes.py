@@ -4,12 +4,13 @@ A blendshape is a displacement of the neutral vertices, added before the head tu
 (and takes the upper lid along). Mouth shapes leave every vertex of the eye region where it is, and the reverse.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from dex.data.synthetic.surface import MOUTH_Y, Array, Bump, smoothstep, weight
-from dex.data.synthetic.template import LID_POINTS, LIP_POINTS, Template, template
+from dex.data.synthetic.template import LID_POINTS, LIP_POINTS, Index, Template, template
 
 BLENDSHAPES: tuple[str, ...] = (
     "jawOpen",
@@ -41,6 +42,7 @@ BLENDSHAPES: tuple[str, ...] = (
 INDEX = {name: i for i, name in enumerate(BLENDSHAPES)}
 GAZE_DEGREES = (30.0, 24.0)  # eyeball rotation at coefficient 1: sideways, up and down
 JAW = {"jawOpen": (0.0, 0.36, 0.07), "jawLeft": (0.13, 0.01, 0.0), "jawRight": (-0.13, 0.01, 0.0)}
+LID_SHAPES = {"eyeBlink": 1.0, "eyeLookDown": 0.36, "eyeLookUp": -0.20}  # share of a blink
 LID_FOLLOW = (1.0, 0.72, 0.34, 0.0)  # share of a blink, ring by ring from the margin
 
 
@@ -121,8 +123,8 @@ def skin_deltas() -> Array:
     return out
 
 
-def lid_deltas(lids: Array) -> dict[str, Array]:
-    """Blink and lid-follow displacements (2, rings, LID_POINTS, 3) of both eyes from neutral lid rings of that shape."""
+def lid_drop(lids: Array) -> Array:
+    """Displacement that closes neutral lid rings (2, rings, LID_POINTS, 3), of the same shape."""
     out = np.zeros_like(lids)
     below = np.arange(1, LID_POINTS // 2)
     above = LID_POINTS - below
@@ -131,22 +133,46 @@ def lid_deltas(lids: Array) -> dict[str, Array]:
         for ring, share in enumerate(LID_FOLLOW):
             out[eye, ring, above] = share * (drop * 0.97 + (0, 0.012, 0))
             out[eye, ring, below] = share * -0.06 * drop
-    return {"eyeBlink": out, "eyeLookDown": 0.36 * out, "eyeLookUp": -0.20 * out}
+    return out
 
 
-def head_deltas(lids: Array) -> Array:
-    """Displacements (E, V, 3) of every vertex of one identity, given its neutral lid rings (2, rings, LID_POINTS, 3)."""
+@dataclass(frozen=True)
+class Sparse:
+    """Displacements of all blendshapes, those of shape e at rows start[e] … start[e+1] - 1; N rows in all."""
+
+    start: Index  # (E+1,)
+    index: Index  # (N,) vertex
+    value: Array  # (N, 3)
+
+
+@lru_cache(maxsize=1)
+def shared() -> Sparse:
+    """What all identities have in common: which vertices move, and how far except for the lids."""
     t, skin = template(), skin_deltas()
-    out = np.zeros((len(BLENDSHAPES), t.size, 3), np.float32)
-    out[:, : skin.shape[1]] = skin
-    for stem, both in lid_deltas(lids).items():
-        for eye, suffix in enumerate(("Left", "Right")):
-            out[INDEX[stem + suffix], t.lids[eye].ravel()] = both[eye].reshape(-1, 3)
+    dense = np.zeros((len(BLENDSHAPES), t.size, 3), np.float32)
+    dense[:, : skin.shape[1]] = skin
     hanging = np.flatnonzero(t.parent != np.arange(t.size))
-    out[:, hanging] = out[:, t.parent[hanging]]
-    throat = t.parts["throat"].slice
-    out[:, throat] *= 0.8
+    dense[:, hanging] = dense[:, t.parent[hanging]]
+    dense[:, t.parts["throat"].slice] *= 0.8
     for name, shift in JAW.items():
         for part, share in (("teeth_lower", 0.97), ("tongue", 0.85)):
-            out[INDEX[name], t.parts[part].slice] = share * np.array(shift, np.float32)
-    return out
+            dense[INDEX[name], t.parts[part].slice] = share * np.array(shift, np.float32)
+    moved = [np.flatnonzero(np.abs(d).max(1) > 1e-6).astype(np.int32) for d in dense]
+    for stem in LID_SHAPES:
+        for eye, suffix in enumerate(("Left", "Right")):
+            rim = t.parts[f"rim_{suffix.lower()}"].slice
+            moved[INDEX[stem + suffix]] = np.r_[t.lids[eye].ravel(), rim].astype(np.int32)
+    value = np.concatenate([d[m] for d, m in zip(dense, moved, strict=True)])
+    return Sparse(np.cumsum([0, *map(len, moved)]).astype(np.int32), np.concatenate(moved), value)
+
+
+def head_deltas(lids: Array) -> Sparse:
+    """Displacements of one identity, given its neutral lid rings (2, rings, LID_POINTS, 3)."""
+    common = shared()
+    value, blink = common.value.copy(), lid_drop(lids)
+    for stem, share in LID_SHAPES.items():
+        for eye, suffix in enumerate(("Left", "Right")):
+            e = INDEX[stem + suffix]
+            rows = np.concatenate([blink[eye].reshape(-1, 3), blink[eye, 0]])  # the rim goes with the margin
+            value[common.start[e] : common.start[e + 1]] = share * rows
+    return Sparse(common.start, common.index, value)

@@ -56,7 +56,6 @@ def make_head(seed: int) -> Head:
     vertices, eyes = neutral(t, identity, style, recede, rng)
     deltas = head_deltas(vertices[t.lids])
     shown = visible_faces(t, style, bool(rng.random() < 0.15))
-    moved = [np.flatnonzero(np.abs(d).max(1) > 1e-6).astype(np.int32) for d in deltas]
     albedo, gloss = paint(t, colours)
     return Head(
         seed=seed,
@@ -72,9 +71,9 @@ def make_head(seed: int) -> Head:
         follow=fixed_tables().follow,
         uv=fixed_tables().uv,
         textures=textures(colours, style, recede, beard, rng),
-        delta_start=np.cumsum([0, *map(len, moved)]).astype(np.int32),
-        delta_index=np.concatenate(moved),
-        delta_value=np.concatenate([d[m] for d, m in zip(deltas, moved, strict=True)]),
+        delta_start=deltas.start,
+        delta_index=deltas.index,
+        delta_value=deltas.value,
         eyes=eyes,
         light=light(rng),
         background=scenery(rng),
@@ -254,11 +253,11 @@ def textures(
     shade = np.stack([mix[name][0] for name in texture.MASKS] + [colours.hair * 0.6]).astype(np.float32)
     alpha = np.array([mix[name][1] for name in texture.MASKS] + [scalp], np.float32)
     layers = np.concatenate([texture.masks(), texture.scalp_mask(style, recede)])
-    grain = texture.value_noise(rng, float(rng.uniform(0.3, 1.0))) * np.float32(rng.uniform(0.01, 0.03))
+    grain = texture.grain(rng) * np.float32(rng.uniform(0.01, 0.03))
     out = np.empty((3, texture.SIZE, texture.SIZE, 3), np.uint8)
     out[0] = texture.compose(skin, layers, shade, alpha, grain)
-    out[1] = (texture.strands(rng) * 195)[:, :, None]
-    out[2] = (190 * (1 + 2.5 * grain))[:, :, None]
+    out[1] = texture.strands(rng)
+    out[2] = texture.weave(rng)
     return out
 
 

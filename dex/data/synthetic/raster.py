@@ -109,9 +109,23 @@ def shade(normals, turned_in, albedo, gloss, light, out):  # type: ignore[no-unt
 
 
 @_jit
+def narrow(low, high, at, value, slope, inverse):  # type: ignore[no-untyped-def]
+    """Part of the columns low…high where value + slope·(x − at) ≥ 0, a hair wider so that neighbours leave no crack."""
+    slack = np.float32(1e-3)
+    if slope > 0:
+        low = max(low, at - value * inverse - slack)
+    elif slope < 0:
+        high = min(high, at - value * inverse + slack)
+    elif value < 0:
+        high = low - 1
+    return low, high
+
+
+@_jit
 def fill(points, faces, two_sided, depth, owner, w0, w1):  # type: ignore[no-untyped-def]
     """Z-buffer all triangles: nearest depth, its triangle and two barycentric weights per sample."""
-    size = depth.shape[0]
+    size, one = depth.shape[0], np.float32(1)
+    edge = np.float32(size - 1)
     depth[:] = np.float32(1e30)
     owner[:] = -1
     for f in range(len(faces)):
@@ -120,30 +134,40 @@ def fill(points, faces, two_sided, depth, owner, w0, w1):  # type: ignore[no-unt
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if area == 0 or (area > 0 and not two_sided[f]):
             continue
-        low_x, high_x = min(ax, bx, cx), max(ax, bx, cx)
-        low_y, high_y = min(ay, by, cy), max(ay, by, cy)
-        if not (high_x >= 0 and low_x <= size - 1 and high_y >= 0 and low_y <= size - 1):
+        left, right = max(min(ax, bx, cx), np.float32(0)), min(max(ax, bx, cx), edge)
+        upper, lower = max(min(ay, by, cy), np.float32(0)), min(max(ay, by, cy), edge)
+        if not (left <= right and upper <= lower):
             continue
-        x0, x1 = int(np.ceil(max(low_x, 0))), int(min(high_x, size - 1))
-        y0, y1 = int(np.ceil(max(low_y, 0))), int(min(high_y, size - 1))
-        inv = np.float32(1) / area
-        d0x, d0y = (by - cy) * inv, (cx - bx) * inv
-        d1x, d1y = (cy - ay) * inv, (ax - cx) * inv
-        za, zb, zc = points[a, 2], points[b, 2], points[c, 2]
-        dzx = d0x * (za - zc) + d1x * (zb - zc)
-        for y in range(y0, y1 + 1):
-            u = (x0 - cx) * d0x + (y - cy) * d0y
-            v = (x0 - cx) * d1x + (y - cy) * d1y
-            z = zc + u * (za - zc) + v * (zb - zc)
-            for x in range(x0, x1 + 1):
-                if u >= 0 and v >= 0 and u + v <= 1 and z < depth[y, x]:
-                    depth[y, x] = z
+        inv = one / area
+        ux, uy, vx, vy = (by - cy) * inv, (cx - bx) * inv, (cy - ay) * inv, (ax - cx) * inv
+        wx = -ux - vx
+        iu, iv, iw = one / (ux if ux != 0 else one), one / (vx if vx != 0 else one), one / (wx if wx != 0 else one)
+        zc = points[c, 2]
+        zu, zv = points[a, 2] - zc, points[b, 2] - zc
+        zx = ux * zu + vx * zv
+        for y in range(int(np.ceil(upper)), int(lower) + 1):
+            dy = np.float32(y) - cy
+            u, v = (left - cx) * ux + dy * uy, (left - cx) * vx + dy * vy
+            low, high = narrow(left, right, left, u, ux, iu)
+            low, high = narrow(low, high, left, v, vx, iv)
+            low, high = narrow(low, high, left, one - u - v, wx, iw)
+            if not low <= high:
+                continue
+            start = int(np.ceil(low))
+            ahead = np.float32(start) - left
+            u += ahead * ux
+            v += ahead * vx
+            z = zc + u * zu + v * zv
+            row = depth[y]
+            for x in range(np.uint64(start), np.uint64(int(high) + 1)):
+                if z < row[x]:
+                    row[x] = z
                     owner[y, x] = f
                     w0[y, x] = u
                     w1[y, x] = v
-                u += d0x
-                v += d1x
-                z += dzx
+                u += ux
+                v += vx
+                z += zx
 
 
 @_jit
@@ -186,19 +210,25 @@ def resolve(owner, w0, w1, faces, label, material, lit, uv, textures, background
 def paint_background(rows, size):  # type: ignore[no-untyped-def]
     """Background (size, size, 3) in 0–255 of a head's scenery rows: gradient, then soft boxes (1) and discs (2)."""
     out = np.empty((size, size, 3), np.float32)
+    unit, full, zero, one = np.float32(2 / size), np.float32(255), np.float32(0), np.float32(1)
     for i in range(size):
-        y = (2 * i + 1) / size - 1
         for j in range(size):
-            x = (2 * j + 1) / size - 1
-            t = min(max(0.5 + 0.4 * y + 0.3 * rows[0, 1] * x, 0), 1)
+            x, y = (np.float32(j) + np.float32(0.5)) * unit - one, (np.float32(i) + np.float32(0.5)) * unit - one
+            t = min(max(np.float32(0.5) + np.float32(0.4) * y + np.float32(0.3) * rows[0, 1] * x, zero), one)
             for c in range(3):
-                out[i, j, c] = 255 * (rows[0, 6 + c] * (1 - t) + rows[1, 6 + c] * t)
-            for k in range(2, len(rows)):
-                dx, dy = abs(x - rows[k, 1]) / rows[k, 3], abs(y - rows[k, 2]) / rows[k, 4]
+                out[i, j, c] = full * (rows[0, 6 + c] * (one - t) + rows[1, 6 + c] * t)
+    for k in range(2, len(rows)):
+        reach = one + np.float32(0.5) * rows[k, 5]
+        x0, x1 = rows[k, 1] - reach * rows[k, 3], rows[k, 1] + reach * rows[k, 3]
+        y0, y1 = rows[k, 2] - reach * rows[k, 4], rows[k, 2] + reach * rows[k, 4]
+        for i in range(max(int((y0 + one) / unit), 0), min(int((y1 + one) / unit) + 1, size)):
+            dy = abs((np.float32(i) + np.float32(0.5)) * unit - one - rows[k, 2]) / rows[k, 4]
+            for j in range(max(int((x0 + one) / unit), 0), min(int((x1 + one) / unit) + 1, size)):
+                dx = abs((np.float32(j) + np.float32(0.5)) * unit - one - rows[k, 1]) / rows[k, 3]
                 d = max(dx, dy) if rows[k, 0] == 1 else np.sqrt(dx * dx + dy * dy)
-                a = min(max((1 - d) / rows[k, 5] + 0.5, 0), 1) * 0.8
+                a = min(max((one - d) / rows[k, 5] + np.float32(0.5), zero), one) * np.float32(0.8)
                 for c in range(3):
-                    out[i, j, c] += a * (255 * rows[k, 6 + c] - out[i, j, c])
+                    out[i, j, c] += a * (full * rows[k, 6 + c] - out[i, j, c])
     return out
 
 

@@ -102,6 +102,36 @@ def value_noise(rng: np.random.Generator, fine: float) -> Array:
     return total
 
 
+@lru_cache(maxsize=1)
+def bank() -> tuple[Array, NDArray[np.uint8], NDArray[np.uint8]]:
+    """Shared noise that identities take a shifted piece of: skin grain (4, n, n), hair and cloth grey (4, n, n, 3)."""
+    rng = np.random.default_rng(7)
+    skin = np.stack([value_noise(rng, fine) for fine in (0.2, 0.5, 0.8, 1.2)])
+    hair, cloth = np.empty((2, 4, SIZE, SIZE, 3), np.uint8)
+    for k in range(4):
+        lines = enlarge(rng.standard_normal((5, 65)).astype(np.float32), SIZE)
+        coarse = enlarge(rng.standard_normal((5, 17)).astype(np.float32), SIZE)
+        hair[k] = (np.clip(0.86 + 0.10 * lines + 0.10 * coarse, 0.45, 1.3) * 195)[:, :, None]
+        stripes = np.sin(np.arange(SIZE) * 2 * np.pi * (0, 12, 20, 30)[k] / SIZE)[:, None, None]
+        cloth[k] = np.clip(190 * (1 + 0.04 * skin[k, :, :, None] + 0.12 * stripes), 0, 255)
+    return skin, hair, cloth
+
+
+def grain(rng: np.random.Generator) -> Array:
+    """Skin noise (SIZE, SIZE) about ±1."""
+    return np.roll(bank()[0][rng.integers(4)], rng.integers(0, SIZE, 2), (0, 1))
+
+
+def strands(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Hair texture (SIZE, SIZE, 3): grey streaks along the strands."""
+    return np.roll(bank()[1][rng.integers(4)], rng.integers(SIZE), 1)
+
+
+def weave(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Cloth texture (SIZE, SIZE, 3): plain or striped."""
+    return bank()[2][rng.integers(4)]
+
+
 @numba.njit(cache=True, nogil=True)
 def enlarge(grid: Array, size: int) -> Array:
     """Bilinear enlargement of a lattice (n+1, m+1) to (size, size)."""
@@ -141,16 +171,17 @@ def compose(base: Array, layers: NDArray[np.uint8], colours: Array, alphas: Arra
     return out
 
 
+@lru_cache(maxsize=1)
+def scalp_places() -> tuple[Array, Array]:
+    """Azimuth from the face's middle in whole degrees + 180, and polar angle from the crown, of each texel (n, n)."""
+    _, _, u = places()
+    azimuth = np.degrees(np.arctan2(u[:, 0], -u[:, 2])) + 180
+    polar = np.arccos(np.clip(-u[:, 1], -1, 1)).astype(np.float32)
+    return np.rint(azimuth).astype(np.int32).reshape(SIZE, SIZE), polar.reshape(SIZE, SIZE)
+
+
 def scalp_mask(style: Style, recede: float) -> NDArray[np.uint8]:
     """Where hair grows, (1, SIZE, SIZE) 0–255, with a soft hairline."""
-    _, _, u = places()
-    polar = np.arccos(np.clip(-u[:, 1], -1, 1))
-    inside = hairline(np.arctan2(u[:, 0], -u[:, 2]), style, recede) - polar
-    return (smoothstep(-0.02, 0.06, inside.astype(np.float32)) * 255).astype(np.uint8).reshape(1, SIZE, SIZE)
-
-
-def strands(rng: np.random.Generator) -> Array:
-    """Hair texture (SIZE, SIZE) about 1: streaks along the strand (rows), fading slowly along it."""
-    lines = enlarge(rng.standard_normal((5, 65)).astype(np.float32), SIZE)
-    coarse = enlarge(rng.standard_normal((5, 17)).astype(np.float32), SIZE)
-    return np.clip(0.86 + 0.10 * lines + 0.10 * coarse, 0.45, 1.3)
+    azimuth, polar = scalp_places()
+    edge = hairline(np.radians(np.arange(-180.0, 181.0)), style, recede).astype(np.float32)
+    return np.clip((edge[azimuth] - polar + 0.02) * (255 / 0.08), 0, 255).astype(np.uint8)[None]
