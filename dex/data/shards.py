@@ -35,6 +35,8 @@ from jaxtyping import Float
 SCHEMA = 1
 SHARD_BYTES = 500_000_000
 MEMBERS = ("json", "npz", "mp4", "flac")
+REQUIRED = {"json", "npz", "mp4"}
+KEY_LENGTH = 90  # a tar header holds names of 100 bytes
 
 
 class ShardError(ValueError):
@@ -76,6 +78,8 @@ class ClipMeta:
     def __post_init__(self) -> None:
         if not self.key or not self.key.replace("_", "").replace("-", "").isalnum() or not self.key.isascii():
             raise ShardError(f"clip key {self.key!r}: only letters, digits, '_' and '-' are allowed")
+        if len(self.key) > KEY_LENGTH:
+            raise ShardError(f"clip key {self.key!r}: {len(self.key)} characters, at most {KEY_LENGTH} are allowed")
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ClipMeta:
@@ -211,13 +215,17 @@ def stage_clip(folder: Path, meta: ClipMeta, labels: FrameLabels, video: bytes, 
 
 
 def staged_clips(folder: Path) -> Iterator[StoredClip]:
-    """Complete clips among the loose files of `folder` (recursively), in the order of their names."""
+    """Complete clips among the loose files of `folder` (recursively), in the order of their names.
+
+    Raises `ShardError` for a json whose clip was taken away.
+    """
     for path in sorted(folder.rglob("*.json")):
-        members = {ext: path.with_suffix(f".{ext}") for ext in MEMBERS}
-        yield StoredClip(
-            ClipMeta.from_json(path.read_bytes()),
-            {ext: file.read_bytes for ext, file in members.items() if file.is_file()},
-        )
+        files = {ext: file for ext in MEMBERS if (file := path.with_suffix(f".{ext}")).is_file()}
+        if missing := REQUIRED - set(files):
+            raise ShardError(
+                f"{path}: its {sorted(missing)} is gone. Delete this json to have the clip prepared again."
+            )
+        yield StoredClip(ClipMeta.from_json(path.read_bytes()), {ext: file.read_bytes for ext, file in files.items()})
 
 
 def packed_clips(folder: Path) -> Iterator[StoredClip]:
@@ -228,7 +236,7 @@ def packed_clips(folder: Path) -> Iterator[StoredClip]:
             located = [(info.name, info.offset_data, info.size) for info in tar]
         for key, members in itertools.groupby(located, key=lambda item: item[0].partition(".")[0]):
             readers = {name.partition(".")[2]: _reader(path, offset, size) for name, offset, size in members}
-            if not {"json", "npz", "mp4"} <= set(readers):
+            if not set(readers) >= REQUIRED:
                 raise ShardError(f"{path}: clip {key} is incomplete, it has only {sorted(readers)}")
             yield StoredClip(ClipMeta.from_json(readers["json"]()), readers)
 
@@ -247,6 +255,7 @@ def write_shards(
 ) -> ShardIndex:
     """Packs clips into shards of about `shard_bytes` and writes index.json last.
 
+    Shards of an earlier, larger packing of the same split are removed then: a brace pattern would read them too.
     Raises `ShardError` for no clips, a key that occurs twice, or clips of different crop contracts or frame rates.
     """
     ordered = sorted(clips, key=lambda clip: (_order(clip.meta.group), clip.meta.group, clip.meta.key))
@@ -267,6 +276,8 @@ def write_shards(
         shards=shards,
     )
     index.save(out)
+    for stale in set(out.glob(f"{split}-[0-9]*.tar")) - {out / shard.name for shard in shards}:
+        stale.unlink()
     return index
 
 
