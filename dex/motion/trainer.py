@@ -24,6 +24,7 @@ from dex.motion.config import MotionConfig
 from dex.motion.discriminator import Discriminator
 from dex.motion.evaluation import MotionEvaluation
 from dex.motion.generator import MotionGenerator
+from dex.motion.layers import to_channels_last
 from dex.motion.losses import LossWeights, Perceptual, PerceptualLoss
 
 
@@ -81,8 +82,11 @@ class MotionTrainer(L.LightningModule):
         self.network, self.loss, self.optimisation, self.seed = network, loss, optimisation, seed
         self.pose_augmentation, self.expression_augmentation = pose_augmentation, expression_augmentation
         self.generator = MotionGenerator(network)
+        to_channels_last(self.generator)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.discriminator = Discriminator(network) if loss.adversarial else None
+        if self.discriminator is not None:
+            to_channels_last(self.discriminator)
         self.evaluation = MotionEvaluation()
         # In a list: a frozen third-party network is no part of this module's parameters, devices or checkpoints.
         self._perceptual = [] if perceptual == "none" else [PerceptualLoss(perceptual)]

@@ -1,0 +1,184 @@
+"""Synthetic heads made on the fly: endless training batches with exact labels, and swaps whose truth is rendered."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dex.batch import Batch
+from dex.data.synthetic.head import Head, make_head
+from dex.data.synthetic.motion import sample_expression, sample_pose
+from dex.data.synthetic.render import render
+
+# Identity seeds of training and of validation never meet.
+_TRAIN_IDENTITIES, _VAL_IDENTITIES = 0, 2**30
+# Making a head costs as much as rendering several frames: so many batches in a row draw from one small set of heads.
+_SHARED, _HEADS_KEPT = 8, 64
+
+
+class SyntheticBatches(Dataset[Batch]):
+    """Batch number i as a pure function of (seed, i); item access makes it.
+
+    Training: `expression_view` shows the driving frame's instant through a second camera, that is, the same expression
+    in another pose. Swaps (`swap=True`): pose from one frame, expression from another, and `driving` renders both.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        drivers: int,
+        seed: int,
+        *,
+        first_identity: int,
+        identities: int,
+        swap: bool = False,
+        second_view: bool = True,
+    ) -> None:
+        self.size, self.batch_size, self.drivers, self.seed = size, batch_size, drivers, seed
+        self.first_identity, self.identities = first_identity, identities
+        self.swap, self.second_view = swap, second_view
+        self.heads: OrderedDict[int, Head] = OrderedDict()
+
+    def head(self, seed: int) -> Head:
+        if seed not in self.heads:
+            self.heads[seed] = make_head(seed)
+            if len(self.heads) > _HEADS_KEPT:
+                self.heads.popitem(last=False)
+        return self.heads[seed]
+
+    def identities_of(self, index: int) -> np.ndarray:
+        """Identity seeds of batch `index`: runs of `_SHARED` batches draw from one small set."""
+        pool_rng = np.random.default_rng([self.seed, 1, index // _SHARED])
+        pool = self.first_identity + pool_rng.choice(self.identities, min(2 * self.batch_size, self.identities), False)
+        rng = np.random.default_rng([self.seed, 2, index])
+        return rng.choice(pool, self.batch_size, replace=len(pool) < self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        rng = np.random.default_rng([self.seed, 3, index])
+        made = [self.sample(self.head(int(seed)), rng) for seed in self.identities_of(index)]
+        columns = {name: torch.stack([sample[name] for sample in made]) for name in made[0]}
+        keys = [f"synthetic-{seed}-{index}" for seed in self.identities_of(index)]
+        return Batch(
+            key=keys,
+            **columns,
+            source_pose_weight=torch.ones(self.batch_size),
+            driving_pose_weight=torch.ones(self.batch_size, self.drivers),
+        )
+
+    def sample(self, head: Head, rng: np.random.Generator) -> dict[str, Tensor]:
+        """One source, K drivers, K other views of the drivers' expression, K frames of their pose."""
+        k = self.drivers
+        pose, expression = sample_pose(rng, 1 + 2 * k), sample_expression(rng, 1 + 2 * k)
+        driving, other = slice(1, 1 + k), slice(1 + k, 1 + 2 * k)
+        poses, expressions = [pose[: 1 + k]], [expression[: 1 + k]]
+        if self.second_view:
+            poses.append(pose[other])
+            expressions.append(expression[driving])
+        if self.swap:
+            poses.append(pose[driving])
+            expressions.append(expression[other])
+        drawn = render(head, np.concatenate(expressions), np.concatenate(poses), self.size)
+        image, region = torch.from_numpy(drawn.image).movedim(-1, 1), torch.from_numpy(drawn.mask)
+        label = torch.from_numpy(pose[: 1 + k])
+        sample = {
+            "source": image[0],
+            "driving": image[driving],
+            "expression_view": image[other] if self.second_view else image[driving],
+            "source_pose": label[0],
+            "driving_pose": label[driving],
+            "driving_region": region[driving],
+            "source_region": region[0],
+        }
+        return sample | {"pose_view": image[-k:]} if self.swap else sample
+
+
+class StepSampler(Sampler[int]):
+    """Batch numbers of one rank from `first` on: rank r of w takes r, r + w, r + 2w, …"""
+
+    def __init__(self, first: int, rank: int, world: int, count: int | None = None) -> None:
+        self.first, self.rank, self.world, self.count = first, rank, world, count
+
+    def __iter__(self) -> Iterator[int]:
+        steps = itertools.count(self.first) if self.count is None else range(self.first, self.first + self.count)
+        return (step * self.world + self.rank for step in steps)
+
+
+class SyntheticHeads(L.LightningDataModule):
+    """Batches of synthetic heads. A resumed run continues with the batch after the last one it trained on."""
+
+    def __init__(
+        self,
+        size: int = 64,
+        batch_size: int = 8,
+        drivers: int = 4,
+        workers: int = 1,
+        seed: int = 0,
+        second_view: bool = True,
+        identities: int = 100_000,
+        val_identities: int = 64,
+        val_batches: int = 8,
+    ) -> None:
+        """
+        Args:
+            size: pixels, both sides.
+            batch_size: sources a batch; each has `drivers` driving frames.
+            workers: processes that render; 0 renders in the training process.
+            seed: of the training batches. Validation is the same for every seed, so that runs compare.
+            second_view: read the expression code from another camera's view of the same instant (METHOD.md).
+            identities: how many different heads training knows.
+            val_identities: heads of validation, none of them known to training.
+            val_batches: swaps of `batch_size` sources each.
+        """
+        super().__init__()
+        self.save_hyperparameters()
+        self.size, self.batch_size, self.drivers, self.workers, self.seed = size, batch_size, drivers, workers, seed
+        self.second_view, self.identities = second_view, identities
+        self.val_identities, self.val_batches = val_identities, val_batches
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        # Lightning has restored the step before it asks for the loader.
+        first, rank, world = (
+            (self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 0, 1)
+        )
+        batches = SyntheticBatches(
+            self.size,
+            self.batch_size,
+            self.drivers,
+            self.seed,
+            first_identity=_TRAIN_IDENTITIES,
+            identities=self.identities,
+            second_view=self.second_view,
+        )
+        return self._loader(batches, StepSampler(first, rank, world), self.workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = SyntheticBatches(
+            self.size,
+            self.batch_size,
+            self.drivers,
+            seed=0,
+            first_identity=_VAL_IDENTITIES,
+            identities=self.val_identities,
+            swap=True,
+        )
+        return self._loader(batches, StepSampler(0, rank, world, -(-self.val_batches // world)), 0)
+
+    @staticmethod
+    def _loader(batches: SyntheticBatches, sampler: StepSampler, workers: int) -> DataLoader[Batch]:
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
