@@ -16,6 +16,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -250,8 +251,13 @@ def load_torchscript(name: str, device: torch.device | str = "cpu") -> torch.jit
     """
     import torch
 
-    module = torch.jit.load(str(_of_kind(name, "torchscript")), map_location=device).float().eval()
-    return module.requires_grad_(False)
+    file = _of_kind(name, "torchscript")
+    with warnings.catch_warnings():  # torch deprecates TorchScript but reads it; these files exist in no other form
+        warnings.simplefilter("ignore", FutureWarning)
+        module = torch.jit.load(str(file), map_location=device).float().eval()
+    for parameter in module.parameters():
+        parameter.requires_grad = False
+    return module
 
 
 def load_state_dict(name: str) -> dict[str, Any]:
