@@ -93,7 +93,12 @@ def _python() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     """Every dependency that the package declares, compared with what is installed."""
     wrong: dict[str, list[str]] = {"": [], "prep": [], "dev": []}
-    for line in metadata.requires("dex-portrait") or []:
+    try:
+        declared = metadata.requires("dex-portrait") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", "dex-portrait itself is not installed in this Python", _INSTALL)
+        return
+    for line in declared:
         requirement = Requirement(line)
         extra = next((e for e in ("prep", "dev") if requirement.marker and f'"{e}"' in str(requirement.marker)), "")
         try:
