@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import av
 import decord
@@ -151,16 +151,29 @@ class ClipReader:
             raise VideoError(f"cannot be opened: {_first_line(error)}") from error
         if frames is not None and len(self._reader) != frames:
             raise VideoError(f"holds {len(self._reader)} frames, its meta says {frames}")
+        self._padded = False
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def get(self, indices: Sequence[int]) -> Shaped[np.ndarray, "N H W 3"]:
         """uint8 RGB frames at `indices` (any order, repeats allowed). Raises `VideoError` where one is not there."""
+        wanted, places = np.unique(np.asarray(indices), return_inverse=True)  # in rising order: decord seeks less
         try:
-            return self._reader.get_batch(list(indices)).asnumpy()
+            frames = self._one_by_one(wanted) if self._padded else self._reader.get_batch(wanted).asnumpy()
         except (decord.DECORDError, IndexError) as error:
-            raise VideoError(f"frames {list(indices)} of {len(self)}: {_first_line(error)}") from error
+            if not self._padded and "size must exactly match" in str(error):
+                self._padded = True
+                return self.get(indices)
+            raise VideoError(f"frames {wanted[0]}…{wanted[-1]} of {len(self)} do not decode") from error
+        return frames if len(places) == len(wanted) and (places[:-1] < places[1:]).all() else frames[places]
+
+    def _one_by_one(self, indices: Iterable[int]) -> Shaped[np.ndarray, "N H W 3"]:
+        """For widths like 96, whose rows decord pads to a multiple of the width: it then takes the padding for
+        channels, returns (H, W, 4 or more), and `get_batch` fails."""
+        rows = [self._reader[int(i)].asnumpy() for i in indices]
+        height, width = rows[0].shape[:2]
+        return np.stack([row.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3) for row in rows])
 
 
 def _check_boxes(data: bytes) -> None:
@@ -348,7 +361,7 @@ def _picture(frame: av.VideoFrame, stream: av.VideoStream) -> Shaped[np.ndarray,
     """RGB as it is meant to be shown: square pixels, turned and mirrored by the display matrix."""
     width = round(frame.width * (stream.sample_aspect_ratio or 1))
     image = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
     # Row vectors: (x', y') = (x, y) [[a, b], [c, d]], in right angles.

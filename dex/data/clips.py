@@ -1,0 +1,216 @@
+"""From a stored clip to training samples: which frames are taken, and how they become tensors."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from PIL import Image, ImageFilter
+
+from dex.batch import Batch
+from dex.data.regions import BACKGROUND, region_map
+from dex.data.shards import ClipMeta, FrameLabels, ShardError, StoredClip
+from dex.video import ClipReader, VideoError
+
+# What a damaged clip can raise while it is opened and read; anything else is a fault of this program.
+DAMAGE = (VideoError, ShardError, KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error)
+
+# Background motion is measured on about this many pixels a side, outside the head grown by this many of them.
+_MOTION_SIDE = 64
+_HEAD_MARGIN = 5
+_MIN_BACKGROUND = 0.02  # share of the picture; less is no measurement
+
+
+class UnusableError(Exception):
+    """A whole clip that cannot give a sample of the kind asked for; it is passed over and counted as dropped."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn (the arguments of `TalkingHeads` that reach the workers)."""
+
+    mode: str  # "pairs" or "clip"
+    size: int  # pixels a side
+    drivers: int  # K of a pairs sample
+    clip_length: int  # T of a clip sample
+    cross_view: bool
+    max_background_motion: float | None  # mean |difference| of neighbouring frames in 8-bit levels
+
+
+class OpenClip:
+    """A clip ready to read: meta, labels and decoder. Raises one of `DAMAGE` where its files are damaged."""
+
+    def __init__(self, stored: StoredClip, size: int) -> None:
+        if missing := {"npz", "mp4"} - set(stored.members):
+            raise ShardError(f"no {' and no '.join(sorted(missing))} beside its json")
+        self.meta: ClipMeta = stored.meta
+        self.labels = FrameLabels.from_npz(stored.members["npz"]())
+        if len(self.labels) != self.meta.frames:
+            raise ShardError(f"{len(self.labels)} rows of labels for {self.meta.frames} frames")
+        self.size = size
+        self._reader = ClipReader(
+            stored.members["mp4"](), self.meta.frames, None if size == self.meta.crop.size else size
+        )
+
+    def frames(self, indices: Sequence[int]) -> Shaped[np.ndarray, "N H W 3"]:
+        return self._reader.get(indices)
+
+    def regions(self, indices: Sequence[int]) -> Shaped[np.ndarray, "N H W"]:
+        scheme = self.meta.landmark_scheme
+        return np.stack([region_map(self.labels.landmarks[i], scheme, self.size) for i in indices])
+
+
+def draw_samples(group: list[OpenClip], how: Sampling, count: int, rng: np.random.Generator) -> list[Batch]:
+    """Up to `count` samples from clips that show the same instants through several cameras (or one).
+
+    Samples are Batches whose tensors lack the leading dimension. Raises `UnusableError` where there are none.
+    """
+    if how.mode == "pairs":
+        return _draw_pairs(group, how, count, rng)
+    return _draw_clips(group[rng.integers(len(group))], how, count, rng)
+
+
+# ---- pairs: one source, K drivers ------------------------------------------------------------------------------------
+
+
+def _draw_pairs(group: list[OpenClip], how: Sampling, count: int, rng: np.random.Generator) -> list[Batch]:
+    shots = [_choose_pair(group, how, rng) for _ in range(count)]
+    pictures = _read(group, [shot for drawn in shots for part in drawn for shot in part])
+    samples = []
+    for (source,), driving, views in shots:
+        samples.append(
+            _sample(
+                key=f"{_name(group, [source])}|{_name(group, driving)}",
+                pictures=[np.stack([pictures[shot] for shot in part]) for part in ([source], driving, views)],
+                labels=[_labels(group, part) for part in ([source], driving)],
+                same_view=views is driving,
+            )
+        )
+    return samples
+
+
+Shot = tuple[int, int]  # (camera, frame)
+
+
+def _choose_pair(
+    group: list[OpenClip], how: Sampling, rng: np.random.Generator
+) -> tuple[list[Shot], list[Shot], list[Shot]]:
+    """One source, K drivers, and the K views that their expression is read from.
+
+    Frames differ while the clip has enough of them; each is seen by a camera of its own draw.
+    """
+    frames = min(clip.meta.frames for clip in group)
+    if frames < 2:
+        raise UnusableError(f"{frames} frame, a pair needs 2")
+    instants = rng.choice(frames, 1 + how.drivers, replace=frames < 1 + how.drivers)
+    cameras = rng.integers(len(group), size=1 + how.drivers)
+    source, *driving = [(int(camera), int(frame)) for camera, frame in zip(cameras, instants, strict=True)]
+    if not how.cross_view or len(group) == 1:
+        return [source], driving, driving
+    others = rng.integers(1, len(group), size=how.drivers)  # a step of 1 … C-1 never leads back to the same camera
+    views = [((camera + int(step)) % len(group), frame) for (camera, frame), step in zip(driving, others, strict=True)]
+    return [source], driving, views
+
+
+def _read(group: list[OpenClip], shots: list[Shot]) -> dict[Shot, Shaped[np.ndarray, "H W 3"]]:
+    """Every shot once, one call of the decoder a camera."""
+    pictures: dict[Shot, np.ndarray] = {}
+    for camera, clip in enumerate(group):
+        if indices := sorted({frame for c, frame in shots if c == camera}):
+            pictures.update(zip(((camera, i) for i in indices), clip.frames(indices), strict=True))
+    return pictures
+
+
+def _name(group: list[OpenClip], shots: list[Shot]) -> str:
+    return "+".join(f"{group[camera].meta.key}@{frame}" for camera, frame in shots)
+
+
+def _labels(group: list[OpenClip], shots: Sequence[Shot]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pose, its weight, and region map of each shot. An unknown pose is the identity with weight 0, never NaN."""
+    pose = np.stack([group[camera].labels.pose[frame] for camera, frame in shots])
+    weight = np.stack([group[camera].labels.pose_weight[frame] for camera, frame in shots])
+    unknown = ~np.isfinite(pose).all(axis=(1, 2)) | ~(weight > 0)
+    pose, weight = np.where(unknown[:, None, None], np.eye(3, 4), pose), np.where(unknown, 0, weight)
+    return pose, weight, np.concatenate([group[camera].regions([frame]) for camera, frame in shots])
+
+
+# ---- clip: one source, T consecutive frames --------------------------------------------------------------------------
+
+
+def _draw_clips(clip: OpenClip, how: Sampling, count: int, rng: np.random.Generator) -> list[Batch]:
+    length, total = how.clip_length, clip.meta.frames
+    if total < length + 1:
+        raise UnusableError(
+            f"{total} frames, need {length + 1}. Lower data.clip_length or prepare with --min-seconds "
+            f"{(length + 1) / clip.meta.fps:g}"
+        )
+    samples = []
+    for _ in range(count):
+        begin = int(rng.integers(total - length + 1))
+        source = int(rng.integers(total - length))  # among the frames outside the window
+        source += length if source >= begin else 0
+        window = range(begin, begin + length)
+        pictures = clip.frames([source, *window])
+        labels = [_labels([clip], [(0, i) for i in part]) for part in ([source], window)]
+        motion = background_motion(pictures[1:], labels[1][2])
+        if how.max_background_motion is not None and motion > how.max_background_motion:
+            continue
+        samples.append(
+            _sample(
+                key=f"{clip.meta.key}@{source}|{clip.meta.key}@{begin}-{begin + length - 1}",
+                pictures=[pictures[:1], pictures[1:], pictures[1:]],
+                labels=labels,
+                same_view=True,
+            )
+        )
+    if not samples:
+        raise UnusableError(f"background motion {motion:.1f}, at most {how.max_background_motion:g} is allowed")
+    return samples
+
+
+def background_motion(frames: Shaped[np.ndarray, "T H W 3"], regions: Shaped[np.ndarray, "T H W"]) -> float:
+    """Mean |difference| of neighbouring frames in 8-bit levels, over the background: above the chin, beside the head.
+
+    Shoulders move with the speaker, hence only what lies above the lowest point of the head counts. 0 where the
+    background is too small to tell.
+    """
+    step = max(1, frames.shape[1] // _MOTION_SIDE)
+    coarse = frames[:, ::step, ::step].astype(np.int16)
+    head = (regions[:, ::step, ::step] != BACKGROUND).any(axis=0)
+    rows = np.flatnonzero(head.any(axis=1))
+    grown = Image.fromarray(head.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * _HEAD_MARGIN + 1))
+    background = np.asarray(grown) == 0
+    background[rows[-1] + 1 if len(rows) else len(background) :] = False
+    if background.mean() < _MIN_BACKGROUND or len(coarse) < 2:
+        return 0.0
+    return float(np.abs(np.diff(coarse[:, background], axis=0)).mean())
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def _sample(key: str, pictures: list[np.ndarray], labels: Sequence[tuple[np.ndarray, ...]], same_view: bool) -> Batch:
+    """A Batch without its leading dimension, from [source, driving, views] and [source, driving] labels."""
+    source, driving, views = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in pictures)
+    (source_pose, source_weight, source_region), (pose, weight, region) = labels
+    return Batch(
+        key=[key],
+        source=source[0],
+        driving=driving,
+        expression_view=driving if same_view else views,
+        source_pose=_float(source_pose)[0],
+        driving_pose=_float(pose),
+        source_pose_weight=_float(source_weight)[0],
+        driving_pose_weight=_float(weight),
+        driving_region=torch.from_numpy(region),
+        source_region=torch.from_numpy(source_region)[0],
+    )
+
+
+def _float(array: Float[np.ndarray, "*n"]) -> Float[torch.Tensor, "*n"]:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

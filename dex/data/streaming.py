@@ -1,0 +1,300 @@
+"""Streams of batches out of tar shards, as a pure function of (seed, epoch, rank, worker).
+
+webdataset opens the URLs. Its resampling and shuffling are not used: their state lives in a running generator, and an
+interrupted run could not find its place again. Here a worker's order of clips in epoch e is drawn from (seed, e,
+worker), a training batch takes a fixed number of clips from that order whatever becomes of them, and so batch n is
+found without decoding the batches before it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from dex.batch import Batch, collate
+from dex.data.clips import DAMAGE, OpenClip, Sampling, UnusableError, draw_samples
+from dex.data.reading import Tally, Unit, read_units
+from dex.data.shards import ShardError
+
+# Clips passed over in a row (too short, moving background) before a stream gives up.
+MAX_DROPPED_IN_A_ROW = 200
+# A worker that is silent for so many seconds hangs (a decoder that spins, a dead file system).
+WORKER_TIMEOUT = 900
+# The draws of one seed, kept apart (a seed sequence takes trailing zeros for nothing).
+_SHARDS, _CLIPS, _SAMPLES, _PASS = 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Everything that decides which samples a stream gives."""
+
+    urls: list[str]
+    sampling: Sampling
+    batch_size: int
+    samples_per_clip: int
+    seed: int
+    shuffle: int  # units in the shuffle buffer
+    epoch_batches: int  # batches of one rank after which the shards are dealt out anew
+    keep: Callable[[str], bool]  # identity → whether it is in this split
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def cameras(self) -> int:
+        """Cameras of a group that a unit may need: one for each frame of a pairs sample."""
+        return 1 + self.sampling.drivers
+
+    def units(self, url: str, tally: Tally, rng: np.random.Generator | None = None) -> Iterator[Unit]:
+        """This split's units of one shard, in the order of the tar."""
+        return (unit for unit in read_units(url, tally, self.cameras, rng) if self.keep(unit.identity))
+
+
+# ---- training: endless, resumable ------------------------------------------------------------------------------------
+
+
+class TrainStream(IterableDataset):
+    """Endless training batches of one rank, from its batch number `start` on."""
+
+    def __init__(self, schedule: Schedule, start: int = 0) -> None:
+        self.schedule, self.start = schedule, start
+
+    def __iter__(self) -> Iterator[Item]:
+        worker, workers = _worker()
+        # The loader takes batches from its workers in turn, beginning with worker 0: whoever is asked for batch
+        # `start` continues the part of worker `start mod workers` of the run before.
+        number = self.start + worker
+        tally = Tally()
+        return _guarded(self._batches(number % workers, workers, number // workers, tally), worker, tally)
+
+    def _batches(self, worker: int, workers: int, first: int, tally: Tally) -> Iterator[Batch]:
+        """The batches of `worker` from its batch number `first` on."""
+        schedule = self.schedule
+        index, count = schedule.rank * workers + worker, schedule.world * workers
+        per_epoch = max(1, schedule.epoch_batches // workers)
+        per_batch = -(-schedule.batch_size // schedule.samples_per_clip)
+        epoch, done = divmod(first, per_epoch)
+        while True:
+            units = epoch_units(schedule, index, count, epoch, tally)
+            window = _Window(itertools.islice(units, done * per_batch, None))
+            for number in range(done, per_epoch):
+                rng = np.random.default_rng([schedule.seed, _SAMPLES, epoch, index, number])
+                yield _join(_fill(schedule, window, rng, tally))
+                window.advance(per_batch)
+            epoch, done = epoch + 1, 0
+
+
+def shard_parts(urls: list[str], count: int) -> list[tuple[str, int, int]]:
+    """(url, part, parts): at least `count` of them. With few shards each is shared out by unit: part = i mod parts."""
+    parts = -(-count // len(urls))
+    return [(url, part, parts) for url in urls for part in range(parts)]
+
+
+def epoch_units(schedule: Schedule, index: int, count: int, epoch: int, tally: Tally) -> Iterator[Unit]:
+    """Endless units of loader process `index` of `count` in one epoch, through the shuffle buffer.
+
+    In each epoch every shard (or part of one) belongs to exactly one process, which goes over its share again and
+    again. Raises `ShardError` where the share is empty.
+    """
+    parts = shard_parts(schedule.urls, count)
+    order = np.random.default_rng([schedule.seed, _SHARDS, epoch]).permutation(len(parts))  # the same in every process
+    share = [parts[i] for i in order[index::count]]
+    rng = np.random.default_rng([schedule.seed, _CLIPS, epoch, index])
+
+    def in_order() -> Iterator[Unit]:
+        while True:
+            found = 0
+            for url, part, of in share:
+                for unit in itertools.islice(schedule.units(url, tally, rng), part, None, of):
+                    found += 1
+                    yield unit
+            tally.check()
+            if not found:
+                raise ShardError(
+                    f"loader process {index + 1} of {count} (ranks × workers) finds no clip in its share of "
+                    f"{len(schedule.urls)} shards{tally.last()}. Use fewer workers (data.workers) or more clips."
+                )
+
+    buffer: list[Unit] = []
+    for unit in in_order():
+        if len(buffer) < schedule.shuffle:
+            buffer.append(unit)
+        elif (place := int(rng.integers(schedule.shuffle + 1))) < schedule.shuffle:
+            buffer[place], unit = unit, buffer[place]
+            yield unit
+        else:
+            yield unit
+
+
+class _Window:
+    """Units at the front of an iterator, to look ahead without taking."""
+
+    def __init__(self, units: Iterator[Unit]) -> None:
+        self._units = units
+        self._ahead: deque[Unit] = deque()
+
+    def peek(self, number: int) -> Unit:
+        while len(self._ahead) <= number:
+            self._ahead.append(next(self._units))
+        return self._ahead[number]
+
+    def advance(self, count: int) -> None:
+        self.peek(count - 1)
+        for _ in range(count):
+            self._ahead.popleft()
+
+
+def _fill(schedule: Schedule, window: _Window, rng: np.random.Generator, tally: Tally) -> list[Batch]:
+    """One batch: samples of the units at the front of the window, and of those behind where some are no use."""
+    samples: list[Batch] = []
+    in_vain = 0
+    for number in itertools.count():
+        wanted = min(schedule.samples_per_clip, schedule.batch_size - len(samples))
+        drawn = _draw(window.peek(number), schedule.sampling, wanted, rng, tally)
+        tally.check()
+        samples += drawn
+        in_vain = 0 if drawn else in_vain + 1
+        if len(samples) == schedule.batch_size:
+            break
+        if in_vain > MAX_DROPPED_IN_A_ROW:
+            raise ShardError(
+                f"none of {in_vain} clips in a row is of use for mode {schedule.sampling.mode!r}{tally.last()}"
+            )
+    return samples
+
+
+# ---- validation: every unit once -------------------------------------------------------------------------------------
+
+
+class PassStream(IterableDataset):
+    """Every unit of the split once, one sample each, over all ranks and workers; the same samples however shared out.
+
+    Each rank gets the same number of batches, and no unit is doubled or left out to that end: the batches are of
+    nearly equal size instead, at most `batch_size` (with `batch_size` 1, and a number of units that the ranks do not
+    divide, a batch may hold 2).
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        tally = Tally()
+        self.units = sum(1 for url in schedule.urls for _ in schedule.units(url, tally))
+        tally.check()
+        most, least = -(-self.units // schedule.world), self.units // schedule.world
+        if least == 0:
+            raise ShardError(
+                f"{self.units} validation clips for {schedule.world} ranks: each needs one{tally.last()}. "
+                "Hold out more identities (data.val_fraction), or give data.val_shards with more clips."
+            )
+        self.batches = min(-(-most // schedule.batch_size), least)
+
+    def __iter__(self) -> Iterator[Item]:
+        worker, workers = _worker()
+        tally = Tally()
+        return _guarded(self._batches(worker, workers, tally), worker, tally)
+
+    def _batches(self, worker: int, workers: int, tally: Tally) -> Iterator[Batch]:
+        schedule = self.schedule
+        every = (unit for url in schedule.urls for unit in schedule.units(url, tally))
+        mine = enumerate(itertools.islice(every, schedule.rank, None, schedule.world))
+        count = len(range(schedule.rank, self.units, schedule.world))
+        for number, group in itertools.groupby(mine, key=lambda item: item[0] * self.batches // count):
+            if number % workers == worker:
+                yield self._batch([unit for _, unit in group], tally)
+
+    def _batch(self, units: list[Unit], tally: Tally) -> Batch:
+        samples = []
+        for unit in units:
+            rng = np.random.default_rng([self.schedule.seed, _PASS, *unit.group.encode()])
+            samples += _draw(unit, self.schedule.sampling, 1, rng, tally)
+            tally.check()
+        if not samples:
+            raise ShardError(f"no clip of a validation batch is of use{tally.last()}")
+        return _join(samples)
+
+
+# ---- shared by both --------------------------------------------------------------------------------------------------
+
+
+def _draw(unit: Unit, sampling: Sampling, count: int, rng: np.random.Generator, tally: Tally) -> list[Batch]:
+    """Up to `count` samples of a unit; none where it is damaged or unusable, which `tally` then says."""
+    tally.tried += 1
+    try:
+        return draw_samples([OpenClip(clip, sampling.size) for clip in unit.clips], sampling, count, rng)
+    except UnusableError as error:
+        tally.drop(unit.group, error)
+    except DAMAGE as error:
+        tally.skip(unit.group, error)
+    return []
+
+
+def _join(samples: list[Batch]) -> Batch:
+    shared = all(sample.expression_view is sample.driving for sample in samples)
+    batch = collate(samples)
+    return replace(batch, expression_view=batch.driving) if shared else batch  # half the bytes through the queue
+
+
+@dataclass
+class Failure:
+    """The last item of a stream that an error ended: the message travels, a traceback is no use to the user."""
+
+    message: str
+
+
+Item = tuple[int, Batch, Tally] | Failure  # worker, batch, what the worker has met so far
+
+
+def _guarded(batches: Iterator[Batch], worker: int, tally: Tally) -> Iterator[Item]:
+    try:
+        for batch in batches:
+            yield worker, batch, replace(tally)
+    except ShardError as error:
+        yield Failure(str(error))
+
+
+def _worker() -> tuple[int, int]:
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+
+class Loader:
+    """Batches of a stream, made by `workers` processes (0: in this one), with what they report about damaged clips.
+
+    Raises `ShardError` when a worker fails or more clips are damaged than `Tally.check` allows.
+    """
+
+    def __init__(self, stream: TrainStream | PassStream, workers: int) -> None:
+        self.tallies: dict[int, Tally] = {}
+        self._length = stream.batches if isinstance(stream, PassStream) else None
+        self._loader: DataLoader[Item] = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            persistent_workers=workers > 0 and self._length is not None,
+            timeout=WORKER_TIMEOUT if workers else 0,
+        )
+
+    def __len__(self) -> int:
+        if self._length is None:
+            raise TypeError("training batches are endless")
+        return self._length
+
+    @property
+    def tally(self) -> Tally:
+        """Sum over the workers, as of the last batch handed out."""
+        total = Tally()
+        for tally in self.tallies.values():
+            total.add(tally)
+        return total
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self._loader:
+            if isinstance(item, Failure):
+                raise ShardError(item.message)
+            worker, batch, self.tallies[worker] = item
+            self.tally.check()
+            yield batch

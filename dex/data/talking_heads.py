@@ -1,0 +1,210 @@
+"""`TalkingHeads`: prepared shards as a LightningDataModule."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import lightning as L
+import torch.distributed
+
+from dex.batch import Batch, to_float
+from dex.data.clips import Sampling
+from dex.data.reading import find_shards, is_local
+from dex.data.shards import CropContract, ShardError, ShardIndex
+from dex.data.streaming import Loader, PassStream, Schedule, TrainStream
+
+# Where no index says how many clips there are, the shards are dealt out anew after so many batches.
+_EPOCH_BATCHES = 1000
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Identities on one side of the split."""
+
+    held_out: frozenset[str]
+    validation: bool
+
+    def __call__(self, identity: str) -> bool:
+        return (identity in self.held_out) == self.validation
+
+
+class TalkingHeads(L.LightningDataModule):
+    """Endless training batches and, where asked for, a validation pass over identities that training never sees.
+
+    Args:
+        shards: folder with index.json, tar pattern (`{000..031}`), or URL as webdataset takes it (`pipe:…`,
+            `https://…`, `s3://…`); a list is the sum of its items.
+        val_shards: the same for validation. Else `val_fraction` of the identities of `shards` (at least one) are held
+            out, chosen by a hash of their names; this needs an index.json.
+        mode: `pairs`: a source and `drivers` frames of the same subject, each seen by a camera of its own draw where
+            there are several. `clip`: a source and `clip_length` consecutive frames.
+        size: pixels a side; frames are scaled while they are decoded.
+        batch_size: samples of one process (rank).
+        samples_per_clip: samples taken from each opened clip, since opening is dear.
+        max_background_motion: windows of mode `clip` whose background moves more (mean |difference| of neighbouring
+            frames in 8-bit levels) are dropped; null keeps all.
+        cross_view: read the expression from another camera of the same instant, where there is one.
+        workers: loader processes of each rank; 0 loads in the training process.
+        shuffle: clips in the shuffle buffer of each worker.
+        epoch_batches: batches of one rank after which the shards are dealt out anew; null: once through the data.
+
+    The order is a pure function of (seed, batch number, rank, worker): `state_dict` holds the number of batches that
+    training has consumed, and a resumed run with the same world size and workers continues with the very same samples.
+    Errors are `ShardError`s of one line.
+    """
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        val_shards: str | list[str] | None = None,
+        val_fraction: float = 0.0,
+        mode: Literal["pairs", "clip"] = "pairs",
+        size: int = 256,
+        batch_size: int = 8,
+        drivers: int = 4,
+        clip_length: int = 24,
+        samples_per_clip: int = 2,
+        max_background_motion: float | None = 8.0,
+        cross_view: bool = True,
+        workers: int = 4,
+        seed: int = 0,
+        shuffle: int = 64,
+        epoch_batches: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.shards, self.val_shards, self.val_fraction = shards, val_shards, val_fraction
+        self.sampling = Sampling(mode, size, drivers, clip_length, cross_view, max_background_motion)
+        self.batch_size, self.samples_per_clip, self.workers = batch_size, samples_per_clip, workers
+        self.seed, self.shuffle, self.epoch_batches = seed, shuffle, epoch_batches
+        self.consumed = 0  # batches that training has taken, over all runs
+        self.crop: CropContract | None = None  # how the pictures were cut; None where no index says it
+        self._train: Loader | None = None
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        smallest = {"batch_size": 1, "samples_per_clip": 1, "workers": 0, "shuffle": 0}
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name} is {getattr(self, name)}, need at least {least}")
+        for name, least in {"size": 16, "drivers": 1, "clip_length": 2}.items():
+            if getattr(self.sampling, name) < least:
+                raise ValueError(f"data.{name} is {getattr(self.sampling, name)}, need at least {least}")
+        if self.sampling.mode not in ("pairs", "clip"):
+            raise ValueError(f"data.mode is {self.sampling.mode!r}, need 'pairs' or 'clip'")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"data.val_fraction is {self.val_fraction}, need 0 ≤ val_fraction < 1")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Finds the shards. Raises `ShardError` where they are missing, empty, or do not fit together."""
+        self._urls, indices = find_shards(self.shards)
+        self._val_urls, val_indices = find_shards(self.val_shards) if self.val_shards else ([], [])
+        self._check_crops([*indices, *val_indices])
+        held_out: frozenset[str] = frozenset()
+        if self.val_fraction and not self.val_shards:
+            held_out, self._val_urls = self._hold_out(indices), self._urls
+        self._keep, self._val_keep = _Split(held_out, False), _Split(held_out, bool(held_out))
+        self._clips = sum(index.clips for index in indices) if indices else None
+
+    def _check_crops(self, indices: list[ShardIndex]) -> None:
+        crops = {index.crop for index in indices}
+        if len(crops) > 1:
+            raise ShardError(f"shards of different crop contracts cannot be mixed: {sorted(map(str, crops))}")
+        self.crop = next(iter(crops), None)
+        if self.crop and self.sampling.size > self.crop.size:
+            raise ShardError(
+                f"data.size is {self.sampling.size}, the shards hold crops of {self.crop.size} pixels. "
+                f"Lower data.size or prepare with --size {self.sampling.size}."
+            )
+
+    def _hold_out(self, indices: list[ShardIndex]) -> frozenset[str]:
+        identities = sorted({name for index in indices for name in index.identities}, key=_hash)
+        if not indices:
+            raise ShardError("data.val_fraction needs a folder with index.json; give data.val_shards instead")
+        if len(identities) < 2:
+            raise ShardError(f"{len(identities)} identity cannot be split: set data.val_fraction to 0 or add clips")
+        return frozenset(identities[: min(max(1, round(self.val_fraction * len(identities))), len(identities) - 1)])
+
+    def _position(self) -> tuple[int, int]:
+        """Rank and world size: of the trainer, of torch.distributed, or of the launcher's environment."""
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+    def _schedule(self) -> Schedule:
+        rank, world = self._position()
+        samples = (self._clips or 0) * self.samples_per_clip
+        return Schedule(
+            urls=self._urls,
+            sampling=self.sampling,
+            batch_size=self.batch_size,
+            samples_per_clip=self.samples_per_clip,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            epoch_batches=self.epoch_batches or -(-samples // (self.batch_size * world)) or _EPOCH_BATCHES,
+            keep=self._keep,
+            rank=rank,
+            world=world,
+        )
+
+    def train_dataloader(self) -> Loader:
+        """Endless batches of this rank from number `consumed` on."""
+        schedule = self._schedule()
+        processes = schedule.world * max(1, self.workers)
+        remote = [url for url in self._urls if not is_local(url)]
+        if remote and len(self._urls) < processes:
+            raise ShardError(
+                f"{len(self._urls)} shards for {processes} loader processes ({schedule.world} ranks × "
+                f"{max(1, self.workers)} workers): each would be fetched several times. Set data.workers to at most "
+                f"{len(self._urls) // schedule.world}, or prepare at least {processes} shards."
+            )
+        if self._clips is not None and self._clips < processes:
+            raise ShardError(
+                f"{self._clips} clips for {processes} loader processes ({schedule.world} ranks × "
+                f"{max(1, self.workers)} workers): lower data.workers"
+            )
+        self._train = Loader(TrainStream(schedule, self.consumed), self.workers)
+        return self._train
+
+    def val_dataloader(self) -> Loader | list[Any]:
+        """One sample of every validation clip; none where no validation was asked for."""
+        if not self._val_urls:
+            return []
+        still = replace(self.sampling, max_background_motion=None)  # a pass leaves nothing out
+        schedule = replace(self._schedule(), urls=self._val_urls, keep=self._val_keep, sampling=still)
+        return Loader(PassStream(schedule), self.workers)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Pictures become float on the device; training batches are counted where they are used, not prefetched."""
+        if self.trainer is not None and self.trainer.training:
+            self.consumed += 1
+            self._log()
+        return to_float(batch)
+
+    def _log(self) -> None:
+        assert self.trainer is not None
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._train is not None and every and self.consumed % every == 0:
+            tally = self._train.tally
+            counts: dict[str, float] = {
+                "data/skipped": tally.skipped,
+                "data/dropped": tally.dropped,
+                "data/clips": tally.tried,
+            }
+            for logger in self.trainer.loggers:
+                logger.log_metrics(counts, step=self.trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Saved by Lightning in each checkpoint."""
+        return {"consumed": self.consumed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.consumed = state_dict["consumed"]
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
