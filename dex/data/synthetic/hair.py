@@ -40,8 +40,8 @@ STYLES: tuple[Style, ...] = (
 )
 
 # hairline: polar angle from the crown (degrees) at azimuths from the face's middle (degrees), alike on both sides
-AZIMUTH = (0.0, 25.0, 45.0, 60.0, 70.0, 80.0, 92.0, 104.0, 120.0, 180.0)
-HAIRLINE = (50.0, 51.0, 58.0, 66.0, 82.0, 98.0, 84.0, 96.0, 112.0, 114.0)
+AZIMUTH = (0.0, 25.0, 45.0, 60.0, 70.0, 80.0, 90.0, 100.0, 120.0, 180.0)
+HAIRLINE = (50.0, 51.0, 57.0, 66.0, 78.0, 90.0, 91.0, 96.0, 110.0, 114.0)
 
 
 def hairline(azimuth: Array, style: Style, recede: float = 0.0) -> Array:

@@ -100,7 +100,7 @@ def neutral(
     for part, offset in (
         ("teeth_upper", (0, -0.068, 0.05)),
         ("teeth_lower", (0, 0.078, 0.062)),
-        ("tongue", (0, 0.10, 0.27)),
+        ("tongue", (0, 0.11, 0.33)),
     ):
         v[t.parts[part].slice] = t.parts[part].shape + middle * (0, 1, 1) + offset
     place_free(v, t, skin, eyes, identity, style, recede, rng)
@@ -167,7 +167,13 @@ def place_free(
 def visible_faces(t: Template, style: hairdo.Style, spectacles: bool) -> NDArray[np.bool_]:
     """Which triangles this identity draws, (F,)."""
     shown = np.ones(len(t.faces), np.bool_)
-    for part, there in (("hair", style.shell), ("bun", style.bun > 0), ("spectacles", spectacles)):
+    for part, there in (
+        ("hair", style.shell),
+        ("bun", style.bun > 0),
+        ("spectacles", spectacles),
+        ("ear_left", not style.length),
+        ("ear_right", not style.length),
+    ):
         if not there:
             shown &= t.face_part != part
     return shown
@@ -248,7 +254,7 @@ def textures(
     }  # fmt: skip
     for kind in beard:
         name = "beard" if kind == "stubble" else kind
-        mix[name] = (mix[name][0], 0.35 if kind == "stubble" else 0.88)
+        mix[name] = (mix[name][0], 0.35 if kind == "stubble" else 0.78)
     scalp = 0.0 if style.name == "bald" else 0.95
     shade = np.stack([mix[name][0] for name in texture.MASKS] + [colours.hair * 0.6]).astype(np.float32)
     alpha = np.array([mix[name][1] for name in texture.MASKS] + [scalp], np.float32)

@@ -70,3 +70,93 @@ def set_gaze(expression: Array, right: Array, down: Array) -> None:
         expression[:, INDEX[f"eyeLookIn{name}"]] = np.maximum(-outwards * right, 0)
         expression[:, INDEX[f"eyeLookDown{name}"]] = np.maximum(down, 0)
         expression[:, INDEX[f"eyeLookUp{name}"]] = np.maximum(-down, 0)
+
+
+def band_limited(rng: np.random.Generator, frames: int, fps: float, low: float, high: float) -> Array:
+    """Smooth noise (frames,) of unit deviation between two frequencies in Hz: a sum of 24 seeded sinusoids."""
+    frequency = np.exp(rng.uniform(np.log(low), np.log(high), 24))
+    phase, gain = rng.uniform(0, 2 * np.pi, 24), rng.standard_normal(24)
+    seconds = np.arange(frames) / fps
+    wave = gain @ np.sin(2 * np.pi * frequency[:, None] * seconds + phase[:, None])
+    return wave / np.sqrt((gain**2).sum() / 2)
+
+
+def bounded(wave: Array, limit: float, share: float) -> Array:
+    """Squash a wave of unit deviation into ±limit; a deviation of 1 reaches `share` of it."""
+    return limit * np.tanh(share * wave)
+
+
+def motion_track(rng: np.random.Generator, frames: int, fps: float = 25.0) -> tuple[Array, Array]:
+    """A talking head: poses (frames, 3, 4) and expressions (frames, E), smooth but for blinks and saccades.
+
+    The head turns below 0.8 Hz within `sample_pose`'s range; the mouth talks in phrases at 2–5 Hz; blinks last
+    about 0.3 s and come every 2–5 s; the eyes jump every 0.4–2.5 s.
+    """
+    if frames < 1 or fps <= 0:
+        raise ValueError(f"frames {frames}, fps {fps}: need at least one frame and a positive rate.")
+    return pose_track(rng, frames, fps), expression_track(rng, frames, fps)
+
+
+def pose_track(rng: np.random.Generator, frames: int, fps: float) -> Array:
+    """Smooth poses (frames, 3, 4) about a resting pose that may look aside."""
+
+    def sway(limit: float, share: float) -> Array:
+        slow, fast = band_limited(rng, frames, fps, 0.04, 0.25), band_limited(rng, frames, fps, 0.25, 0.8)
+        return bounded(rng.normal(0, 0.5) + slow + 0.3 * fast, limit, share)
+
+    yaw, pitch, roll = (np.radians(sway(limit, 0.6)) for limit in POSE_DEGREES)
+    shift = np.stack([sway(SHIFT, 0.4), sway(SHIFT, 0.4)], 1) + CENTRE
+    middle, half = np.log(SCALE).mean(), (np.log(SCALE[1]) - np.log(SCALE[0])) / 2
+    return pose_matrix(yaw, pitch, roll, shift, np.exp(middle + sway(half, 0.4)))
+
+
+def expression_track(rng: np.random.Generator, frames: int, fps: float) -> Array:
+    """Talking, moods, blinks and saccades, (frames, E) in [0, 1]."""
+    out = np.zeros((frames, len(BLENDSHAPES)), np.float32)
+
+    def wave(low: float, high: float) -> Array:
+        return band_limited(rng, frames, fps, low, high)
+
+    def mood(names: str, peak: float, threshold: float = 0.3) -> None:
+        value = peak * np.clip(wave(0.08, 0.35) - threshold, 0, 1)
+        for name in names.split():
+            out[:, INDEX[name]] = np.clip(value * rng.uniform(0.8, 1.2), 0, 1)
+
+    phrase = np.clip(0.8 + 1.2 * wave(0.1, 0.5), 0, 1)
+    out[:, INDEX["jawOpen"]] = np.clip(phrase * (0.34 + 0.34 * wave(2.0, 5.0)), 0, 1)
+    for name, peak in (("mouthFunnel", 0.7), ("mouthPucker", 0.8)):
+        out[:, INDEX[name]] = np.clip(phrase * peak * np.clip(wave(0.8, 2.5) - 0.4, 0, 1), 0, 1)
+    mood("mouthSmileLeft mouthSmileRight", 1.0)
+    mood("mouthFrownLeft mouthFrownRight", 0.8, 0.8)
+    mood("browInnerUp", 1.0, 0.5)
+    mood("browDownLeft browDownRight", 1.0, 0.5)
+    mood("browOuterUpLeft browOuterUpRight", 0.9, 0.5)
+    mood("jawLeft", 0.5, 1.0)
+    mood("jawRight", 0.5, 1.0)
+    mood("cheekPuff", 0.8, 1.2)
+    out[:, INDEX["eyeBlinkLeft"]] = out[:, INDEX["eyeBlinkRight"]] = blinks(rng, frames, fps)
+    set_gaze(out, saccades(rng, frames, fps), 0.8 * saccades(rng, frames, fps))
+    return out
+
+
+def blinks(rng: np.random.Generator, frames: int, fps: float) -> Array:
+    """Eyelid closure (frames,): 0.1 s down, 0.2 s up, every 2–5 s."""
+    seconds, out = np.arange(frames) / fps, np.zeros(frames, np.float32)
+    at = rng.uniform(0.2, 2.5)
+    while at < seconds[-1] + 1:
+        t = seconds - at
+        out = np.maximum(out, np.clip(np.where(t < 0, 1 + t / 0.10, 1 - (t - 0.04) / 0.18), 0, 1))
+        at += rng.uniform(2, 5)
+    return out
+
+
+def saccades(rng: np.random.Generator, frames: int, fps: float) -> Array:
+    """Gaze in −1…1 (frames,): held still, then a jump within about 0.06 s."""
+    out, held, at = np.zeros(frames, np.float32), 0.0, 0
+    while at < frames:
+        target = held if rng.random() < 0.3 else float(np.clip(rng.normal(0, 0.5), -1, 1))
+        end = min(at + max(int(rng.uniform(0.4, 2.5) * fps), 1), frames)
+        ramp = np.clip((np.arange(end - at) + 1) / max(0.06 * fps, 1), 0, 1)
+        out[at:end] = held + (target - held) * ramp
+        held, at = target, end
+    return out

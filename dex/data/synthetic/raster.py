@@ -171,9 +171,29 @@ def fill(points, faces, two_sided, depth, owner, w0, w1):  # type: ignore[no-unt
 
 
 @_jit
-def resolve(owner, w0, w1, faces, label, material, lit, uv, textures, background, step, image, mask):  # type: ignore[no-untyped-def]
-    """Colour each sample from its triangle, average step² samples a pixel; the mask takes the highest label."""
+def between(layer, x, y):  # type: ignore[no-untyped-def]
+    """Bilinear colour of a texture layer (n, n, 3) at texel coordinates."""
+    n, half = layer.shape[0], np.float32(0.5)
+    x, y = max(x - half, np.float32(0)), max(y - half, np.float32(0))
+    i, j = min(int(y), n - 2), min(int(x), n - 2)
+    fx, fy = min(x - np.float32(j), np.float32(1)), min(y - np.float32(i), np.float32(1))
+    a, b, c, d = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
+    p, q, r, s = layer[i, j], layer[i, j + 1], layer[i + 1, j], layer[i + 1, j + 1]
+    return (
+        a * p[0] + b * q[0] + c * r[0] + d * s[0],
+        a * p[1] + b * q[1] + c * r[1] + d * s[1],
+        a * p[2] + b * q[2] + c * r[2] + d * s[2],
+    )
+
+
+@_jit
+def resolve(owner, w0, w1, faces, label, material, lit, uv, textures, labels, background, step, image, mask):  # type: ignore[no-untyped-def]
+    """Colour each sample from its triangle, average step² samples a pixel; the mask takes the highest label.
+
+    Skin, texture layer 0, is labelled by its texel, other triangles as a whole.
+    """
     size, n = image.shape[0], textures.shape[1]
+    close = size > 160  # texels larger than samples
     share = np.float32(1) / np.float32(step * step)
     for i in range(size):
         for j in range(size):
@@ -190,16 +210,22 @@ def resolve(owner, w0, w1, faces, label, material, lit, uv, textures, background
                     u, v = w0[y, x], w1[y, x]
                     w = 1 - u - v
                     m, tr, tg, tb = material[f], np.float32(255), np.float32(255), np.float32(255)
+                    found = label[f]
                     if m >= 0:
-                        tx = int((u * uv[p, 0] + v * uv[q, 0] + w * uv[s, 0]) * n)
-                        ty = int((u * uv[p, 1] + v * uv[q, 1] + w * uv[s, 1]) * n)
-                        tx, ty = min(max(tx, 0), n - 1), min(max(ty, 0), n - 1)
-                        tr, tg, tb = textures[m, ty, tx, 0], textures[m, ty, tx, 1], textures[m, ty, tx, 2]
+                        tx = (u * uv[p, 0] + v * uv[q, 0] + w * uv[s, 0]) * n
+                        ty = (u * uv[p, 1] + v * uv[q, 1] + w * uv[s, 1]) * n
+                        cx, cy = min(max(int(tx), 0), n - 1), min(max(int(ty), 0), n - 1)
+                        if m == 0:
+                            found = labels[cy, cx]
+                        if close:
+                            tr, tg, tb = between(textures[m], tx, ty)
+                        else:
+                            tr, tg, tb = textures[m, cy, cx, 0], textures[m, cy, cx, 1], textures[m, cy, cx, 2]
                     shine = np.float32(255) * (u * lit[p, 3] + v * lit[q, 3] + w * lit[s, 3])
                     r += min(tr * (u * lit[p, 0] + v * lit[q, 0] + w * lit[s, 0]) + shine, np.float32(255))
                     g += min(tg * (u * lit[p, 1] + v * lit[q, 1] + w * lit[s, 1]) + shine, np.float32(255))
                     b += min(tb * (u * lit[p, 2] + v * lit[q, 2] + w * lit[s, 2]) + shine, np.float32(255))
-                    top = max(top, label[f])
+                    top = max(top, found)
             image[i, j, 0] = np.uint8(r * share + np.float32(0.5))
             image[i, j, 1] = np.uint8(g * share + np.float32(0.5))
             image[i, j, 2] = np.uint8(b * share + np.float32(0.5))
@@ -235,7 +261,7 @@ def paint_background(rows, size):  # type: ignore[no-untyped-def]
 @_jit
 def draw_frames(
     neutral, start, index, value, lids, gap, eye_start, eye_size, eyes, follow, faces, label, material, two_sided,
-    turned_in, albedo, gloss, light, uv, textures, scenery, expression, gaze, pose, step, image, mask,
+    turned_in, albedo, gloss, light, uv, textures, labels, scenery, expression, gaze, pose, step, image, mask,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """Draw every frame of expression (N,E), gaze (N,2,2), pose (N,3,4) into image (N,S,S,3) and mask (N,S,S)."""
     size, count = image.shape[1], len(neutral)
@@ -253,4 +279,4 @@ def draw_frames(
         vertex_normals(turned, faces, normals)
         shade(normals, turned_in, albedo, gloss, light, lit)
         fill(turned, faces, two_sided, depth, owner, w0, w1)
-        resolve(owner, w0, w1, faces, label, material, lit, uv, textures, background, step, image[k], mask[k])
+        resolve(owner, w0, w1, faces, label, material, lit, uv, textures, labels, background, step, image[k], mask[k])

@@ -11,6 +11,7 @@ from dex.data.synthetic.blendshapes import BLENDSHAPES, GAZE_DEGREES, INDEX
 from dex.data.synthetic.head import LID_GAP, Head
 from dex.data.synthetic.surface import Array
 from dex.data.synthetic.template import Index, template
+from dex.data.synthetic.texture import label_map
 
 SUPERSAMPLE = 2
 
@@ -44,7 +45,7 @@ def render(head: Head, expression: Array, pose: Array, size: int) -> Rendered:
     raster.draw_frames(
         head.vertices, head.delta_start, head.delta_index, head.delta_value, lids, np.float32(LID_GAP), starts, count,
         head.eyes, head.follow, head.faces, head.label, head.material, head.two_sided, turned_in(), head.albedo,
-        head.gloss, head.light, head.uv, head.textures, head.background, expression, gaze_angles(expression), pose,
+        head.gloss, head.light, head.uv, head.textures, label_map(), head.background, expression, gaze_angles(expression), pose,
         SUPERSAMPLE, image, mask,
     )  # fmt: skip
     return Rendered(image, mask)
@@ -69,10 +70,6 @@ def check(expression: Array, pose: Array) -> tuple[Array, Array]:
 def eye_tables() -> tuple[Index, Index, int]:
     """Lid vertices to keep out of the eyeballs (2, n), first vertex of each eyeball (2,), vertices of one."""
     t = template()
-    hanging = [
-        np.arange(t.parts[f"rim_{side}"].slice.start, t.parts[f"rim_{side}"].slice.stop) for side in ("left", "right")
-    ]
-    del hanging  # the rims lie inside on purpose
     starts = np.array([t.parts["eye_left"].start, t.parts["eye_right"].start], np.int32)
     return np.ascontiguousarray(t.lids[:, :3].reshape(2, -1)), starts, len(t.parts["eye_left"].shape)
 

@@ -14,7 +14,7 @@ Array = NDArray[np.float32]
 
 EYE_X, EYE_Y, MOUTH_Y = 0.335, -0.25, 0.43
 CENTRE_Y, CENTRE_Z = -0.25, 0.28
-WIDTH, UPPER, LOWER, FRONT, BACK = 0.74, 0.95, 1.20, 0.80, 0.92
+WIDTH, UPPER, LOWER, FRONT, BACK = 0.71, 0.95, 1.20, 0.80, 0.92
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ def _s(x: float, y: float, sx: float, sy: float, lx: float, ly: float) -> Bump:
 
 
 MEAN: tuple[Bump, ...] = (
-    _b(0, -0.22, 0.085, 0.12, 0.14, 0, 0, -0.09),  # nose: bridge, ridge, tip, wings
-    _b(0, -0.04, 0.085, 0.13, 0.12, 0, 0, -0.13),
-    _b(0, 0.08, 0.085, 0.10, 0.055, 0, 0.02, -0.19),
-    _b(0.115, 0.10, 0.05, 0.06, 0.045, 0.01, 0.01, -0.10),
+    _b(0, -0.22, 0.085, 0.12, 0.14, 0, 0, -0.085),  # nose: bridge, ridge, tip, wings
+    _b(0, -0.04, 0.09, 0.13, 0.12, 0, 0, -0.10),
+    _b(0, 0.075, 0.10, 0.10, 0.06, 0, 0.025, -0.17),
+    _b(0.12, 0.10, 0.055, 0.06, 0.045, 0.015, 0.01, -0.10),
     _b(EYE_X, EYE_Y + 0.01, 0.17, 0.12, 0.14, 0, 0, 0.10),  # socket
     _b(0.16, -0.20, 0.06, 0.12, 0.14, 0, 0, 0.05),  # hollow beside the bridge
     _b(0.30, -0.47, 0.20, 0.08, 0.06, 0, 0, -0.05),  # brow ridge
@@ -54,8 +54,8 @@ MEAN: tuple[Bump, ...] = (
     _b(0, 0.490, 0.14, 0.035, 0.035, 0, 0, -0.05),
     _b(0, 0.27, 0.035, 0.06, 0.06, 0, 0, 0.02),  # philtrum
     _b(0, 0.62, 0.17, 0.05, 0.05, 0, 0, 0.035),  # groove under the lower lip
-    _b(0, 0.80, 0.17, 0.12, 0.16, 0, 0, -0.19),  # chin
-    _b(0.25, 0.78, 0.17, 0.13, 0.2, 0, 0, -0.10),
+    _b(0, 0.80, 0.18, 0.12, 0.18, 0, 0, -0.24),  # chin
+    _b(0.25, 0.76, 0.17, 0.15, 0.2, 0, 0, -0.12),
     _b(0, -0.78, 0.40, 0.25, 0.22, 0, 0, -0.04),  # forehead
     _b(0.64, -0.45, 0.10, 0.2, 0.2, -0.03, 0, 0),  # temple
     _b(0.60, 0.45, 0.12, 0.2, 0.2, 0.03, 0, 0),  # corner of the jaw
@@ -152,7 +152,7 @@ def egg(u: Array) -> Array:
     layout, _ = layout_of(u)
     x, y = layout[:, 0], layout[:, 1]
     z = CENTRE_Z + np.where(u[:, 2] < 0, FRONT, BACK) * u[:, 2]
-    x = x * (1 - 0.34 * smoothstep(0.15, 1.05, y)) * (1 + 0.05 * smoothstep(-0.2, 0.7, u[:, 2]))
+    x = x * (1 - 0.36 * smoothstep(0.05, 1.05, y)) * (1 + 0.05 * smoothstep(-0.2, 0.7, u[:, 2]))
     nape = smoothstep(-0.1, 0.85, y) * smoothstep(0.0, 0.5, z)
     return np.stack([x, y, z - 0.55 * nape * np.maximum(z - 0.1, 0)], 1).astype(np.float32)
 

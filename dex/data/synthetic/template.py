@@ -18,7 +18,7 @@ Index = NDArray[np.int32]
 
 LID_POINTS, LIP_POINTS = 20, 28
 # half width, height above, height below the centre of each ring around the eye (margin first) and around the mouth
-LID_RINGS = ((0.185, 0.088, 0.070), (0.205, 0.110, 0.090), (0.232, 0.135, 0.118), (0.275, 0.172, 0.165))
+LID_RINGS = ((0.185, 0.080, 0.064), (0.205, 0.104, 0.086), (0.232, 0.135, 0.118), (0.275, 0.172, 0.165))
 LIP_RINGS = (
     (0.245, 0.028, 0.032),
     (0.265, 0.058, 0.068),
@@ -55,6 +55,7 @@ class Template:
     uv: Array
     lids: Index  # (2, rings, LID_POINTS): subject's left (x > 0) first; point 0 is the corner at larger x
     lips: Index  # (rings, LIP_POINTS): point 0 is the corner at x > 0, then along the lower lip
+    anchors: Index  # (45,) skin landmarks, see `anchor_points`
     parts: dict[str, Part] = field(default_factory=dict)
     parent: Index = field(default_factory=lambda: np.empty(0, np.int32))
     faces: Index = field(default_factory=lambda: np.empty((0, 3), np.int32))
@@ -119,8 +120,25 @@ def hexagons(half_x: float, low_y: float, high_y: float, step: float) -> Array:
     return np.array(points, np.float32)
 
 
-def skin_points() -> tuple[Array, Index, Index]:
-    """Directions (S, 3) of all skin vertices, and the indices of the lid and lip rings in them."""
+def anchor_points() -> Array:
+    """Layout places (45, 2) of skin landmarks: jaw (17), brows (5, 5), nose (4, 5), forehead (9); x < 0 first."""
+    jaw, forehead = np.radians(np.linspace(176, 4, 17)), np.radians(np.linspace(-20, -160, 9))
+    across = np.linspace(1.0, 0.0, 5)
+    brow = np.stack([0.14 + 0.40 * across, brow_line(0.14 + 0.40 * across)], 1)
+    bridge = np.stack([np.zeros(4), (-0.24, -0.13, -0.02, 0.08)], 1)
+    base = np.stack([(-0.11, -0.055, 0, 0.055, 0.11), (0.14, 0.165, 0.17, 0.165, 0.14)], 1)
+    outline = np.stack([0.66 * np.cos(jaw), -0.12 + 1.04 * np.sin(jaw)], 1)
+    high = np.stack([0.62 * np.cos(forehead), -0.12 - 0.68 * np.abs(np.sin(forehead)) ** 0.5], 1)
+    return np.concatenate([outline, brow * (-1, 1), brow[::-1], bridge, base, high]).astype(np.float32)
+
+
+def brow_line(x: Array) -> Array:
+    """Height of the brows' middle line at |x| in the layout."""
+    return -0.475 - 0.062 * np.sin(np.pi * np.clip(0.12 + 0.74 * (x - 0.115) / 0.46, 0, 1))
+
+
+def skin_points() -> tuple[Array, Index, Index, Index]:
+    """Directions (S, 3) of all skin vertices, and the indices of lid rings, lip rings and anchors in them."""
     rings = []
     for side in (1, -1):
         for half_width, up, down in LID_RINGS:
@@ -130,9 +148,11 @@ def skin_points() -> tuple[Array, Index, Index]:
         if k == 2:  # Cupid's bow
             ring[:, 1] += np.where(ring[:, 1] < 0, 0.018 * np.exp(-((ring[:, 0] / 0.045) ** 2)), 0)
         rings.append(ring + (0, MOUTH_Y))
+    rings.append(anchor_points())
     layout = np.concatenate(rings).astype(np.float32)
     lids = np.arange(2 * len(LID_RINGS) * LID_POINTS, dtype=np.int32).reshape(2, len(LID_RINGS), LID_POINTS)
     lips = np.arange(len(LIP_RINGS) * LIP_POINTS, dtype=np.int32).reshape(len(LIP_RINGS), LIP_POINTS) + lids.size
+    anchors = np.arange(len(layout) - len(rings[-1]), len(layout), dtype=np.int32)
     kept = lambert(surface.direction(layout))
     fillers = (
         (lambert(surface.direction(hexagons(0.22, -0.36, 0.27, 0.045))), 0.022),
@@ -143,7 +163,7 @@ def skin_points() -> tuple[Array, Index, Index]:
         inside = (points**2).sum(1) < 0.975**2
         near = np.linalg.norm(points[:, None] - kept[None], axis=2).min(1)
         kept = np.concatenate([kept, points[inside & (near > gap) & ~in_openings(points)]])
-    return inverse_lambert(kept), lids, lips
+    return inverse_lambert(kept), lids, lips, anchors
 
 
 def in_openings(points: Array) -> NDArray[np.bool_]:
@@ -190,7 +210,7 @@ def tooth_row(teeth: int, half_width: float, height: float) -> Array:
     x = np.linspace(-half_width, half_width, 2 * teeth + 1)
     gap = np.arange(len(x)) % 2 == 0
     rows = [np.stack([x, np.full_like(x, y), 1.6 * x**2 + 0.008 * gap], 1) for y in (0.0, height * 0.45)]
-    rows.append(np.stack([x, np.full_like(x, height) * (1 - 0.12 * gap), 1.6 * x**2 + 0.008 * gap], 1))
+    rows.append(np.stack([x, np.full_like(x, height) * (1 - 0.05 * gap), 1.6 * x**2 + 0.008 * gap], 1))
     return np.concatenate(rows)
 
 
@@ -198,21 +218,20 @@ def ear() -> Array:
     """Ear at the subject's left side about its root: rings from the hollow to the rim and back to the skull; (5·14, 3)."""
     a = 2 * np.pi * np.arange(14) / 14
     back, up = np.cos(a), -np.sin(a)
-    egg = 1 - 0.22 * np.maximum(-up * -1, 0) * 0  # outline narrows towards the lobe below
-    narrow = np.where(up > 0, 1 - 0.30 * up, 1.0)
-    rings = ((0.25, 0.035), (0.62, 0.04), (0.85, 0.095), (1.0, 0.085), (0.86, -0.03))
+    narrow = np.where(up > 0, 1 - 0.30 * up, 1.0)  # towards the lobe below
+    rings = ((0.02, 0.030), (0.60, 0.03), (0.84, 0.070), (1.0, 0.060), (0.90, -0.03))
     rows = []
     for radius, out in rings:
-        flare = out + 0.07 * (back + 1) / 2 * radius
-        rows.append(np.stack([flare, 0.25 * radius * up, 0.135 * radius * back * narrow * egg + 0.05], 1))
+        flare = out + 0.055 * (back + 1) / 2 * radius
+        rows.append(np.stack([flare, 0.22 * radius * up, 0.125 * radius * back * narrow + 0.05], 1))
     return np.concatenate(rows)
 
 
 def body() -> Array:
     """Neck and shoulders: 12 rings of 24 vertices, the first 6 bare, in head coordinates."""
     rings = (  # y, half width, half depth, centre z
-        (0.45, 0.40, 0.36, 0.42),
-        (0.75, 0.395, 0.37, 0.40),
+        (0.30, 0.36, 0.28, 0.36),
+        (0.70, 0.385, 0.35, 0.38),
         (0.95, 0.39, 0.37, 0.40),
         (1.10, 0.40, 0.38, 0.42),
         (1.22, 0.44, 0.41, 0.44),
@@ -243,7 +262,7 @@ def spectacles() -> Array:
             rim.append(np.concatenate([ring + (side * EYE_X, 0.02), np.zeros((16, 1))], 1))
     bridge = np.array([(x, y, -0.02) for x in (-0.10, 0, 0.10) for y in (-0.03, 0.01)])
     arms = [
-        (s * x, y, z) for s in (1, -1) for x, z in ((0.60, 0.02), (0.74, 0.20), (0.80, 0.75)) for y in (-0.05, -0.01)
+        (s * x, y, z) for s in (1, -1) for x, z in ((0.60, 0.02), (0.73, 0.20), (0.76, 0.75)) for y in (-0.05, -0.01)
     ]
     return np.concatenate([*rim, bridge, np.array(arms)])
 
@@ -254,30 +273,30 @@ def spectacle_faces() -> Index:
     return np.concatenate(rims + strips)
 
 
-def skin_labels(layout: Array, front: Array, lids: Index, lips: Index) -> NDArray[np.int32]:
-    """Label 1–4 of each triangle from its middle (n, 2) in the layout."""
+def skin_labels(layout: Array, front: Array) -> NDArray[np.int32]:
+    """Label 1–4 of places (n, 2) of the layout with their front weight (n,)."""
     x, y = np.abs(layout[:, 0]), layout[:, 1]
     label = np.where((front > 0.5) & (np.hypot(x / 0.68, (y - 0.08) / 0.95) < 1), FACE, OTHER)
-    brow = (np.abs(x - 0.34) < 0.29) & (y > -0.60) & (y < -0.40)
-    eye = np.hypot((x - EYE_X) / 0.275, (y - EYE_Y) / 0.168) < 1
-    mouth = np.hypot(x / 0.30, (y - MOUTH_Y) / np.where(y < MOUTH_Y, 0.092, 0.108)) < 1
+    brow = (np.abs(x - 0.345) < 0.27) & (np.abs(y - brow_line(x)) < 0.085)
+    eye = np.hypot((x - EYE_X) / 0.270, (y - EYE_Y) / 0.168) < 1
+    mouth = np.hypot(x / 0.305, (y - MOUTH_Y) / np.where(y < MOUTH_Y, 0.095, 0.112)) < 1
     return np.select([front < 0.5, eye | brow, mouth], [label, EYES, MOUTH], label).astype(np.int32)
 
 
 @lru_cache(maxsize=1)
 def template() -> Template:
     """The shared topology. Skin first, then the parts that hang on its rings, then free parts."""
-    u, lids, lips = skin_points()
+    u, lids, lips, anchors = skin_points()
     disk = lambert(u)
     faces = Delaunay(disk).simplices.astype(np.int32)
     for opening in (lids[0, 0], lids[1, 0], lips[0]):
         faces = faces[~np.isin(faces, opening).all(1)]
     faces = outward(u, faces, np.zeros(3, np.float32))
-    t = Template(u, disk * 0.5 + 0.5, lids, lips)
+    t = Template(u, disk * 0.5 + 0.5, lids, lips, anchors)
     t.layout, t.front = surface.layout_of(u)
     t.parent = np.arange(len(u), dtype=np.int32)
     t.add_faces("skin", faces, FACE, SKIN, False)
-    t.label = skin_labels(t.layout[faces].mean(1), t.front[faces].mean(1), lids, lips)
+    t.label = skin_labels(t.layout[faces].mean(1), t.front[faces].mean(1))
     t.parts["skin"] = Part(0, u)
     add_rims(t)
     ball, ball_faces = eyeball(), grid_faces(len(EYE_ANGLES), EYE_SPOKES, True)
@@ -333,7 +352,6 @@ def add_free(t: Template) -> None:
         shape = left * (flip, 1, 1)
         t.add(f"ear_{side}", shape, grid_faces(5, 14, True), OTHER, two_sided=True)
     torso = body()
-    faces = outward(torso, grid_faces(12, 24, True), np.array((0, 1.8, 0.45), np.float32))
     faces = grid_faces(12, 24, True)
     t.add("body", torso, faces, OTHER, two_sided=True)
     t.material[-len(faces) :][faces.min(1) >= 24 * 6] = CLOTH

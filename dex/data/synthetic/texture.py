@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dex.data.synthetic.hair import Style, hairline
 from dex.data.synthetic.surface import EYE_X, EYE_Y, MOUTH_Y, Array, layout_of, smoothstep
-from dex.data.synthetic.template import inverse_lambert
+from dex.data.synthetic.template import brow_line, inverse_lambert, skin_labels
 
 SIZE = 256
 MASKS = (
@@ -36,7 +36,7 @@ def places() -> tuple[Array, Array, Array]:
 
 def eye_masks(p: Array) -> dict[str, Array]:
     x, y = np.abs(p[:, 0]) - EYE_X, p[:, 1] - EYE_Y
-    rim = np.hypot(x / 0.185, y / np.where(y < 0, 0.088, 0.070))
+    rim = np.sqrt((x / 0.185) ** 2 + np.abs(y / np.where(y < 0, 0.080, 0.064)) ** 1.74)  # the margin's own outline
     upper = 1 - smoothstep(-0.03, 0.02, y)
     fold = np.hypot(x / 0.215, y / 0.130)
     return {
@@ -50,8 +50,8 @@ def eye_masks(p: Array) -> dict[str, Array]:
 def mouth_masks(p: Array) -> dict[str, Array]:
     x, y = p[:, 0], p[:, 1] - MOUTH_Y
     bow = 0.018 * np.exp(-((x / 0.045) ** 2))
-    outline = np.hypot(x / 0.285, y / np.where(y < 0, 0.088 - bow, 0.105))
-    inner = np.hypot(x / 0.262, y / np.where(y < 0, 0.028, 0.032))
+    outline = np.hypot(x / 0.272, y / np.where(y < 0, 0.088 - bow, 0.105))
+    inner = np.hypot(x / 0.250, y / np.where(y < 0, 0.028, 0.032))
     return {
         "lips": 1 - smoothstep(0.90, 1.06, outline),
         "lip_line": 1 - smoothstep(1.0, 1.45, inner),
@@ -63,7 +63,7 @@ def mouth_masks(p: Array) -> dict[str, Array]:
 
 def brow_mask(p: Array, half: float, noise: Array) -> Array:
     t = (np.abs(p[:, 0]) - 0.115) / 0.46
-    middle = -0.475 - 0.062 * np.sin(np.pi * np.clip(0.12 + 0.74 * t, 0, 1))
+    middle = brow_line(np.abs(p[:, 0]))
     width = half * (1 - 0.62 * np.clip(t, 0, 1) ** 1.5) * (1 + 0.35 * noise)
     ends = smoothstep(-0.03, 0.05, t) * (1 - smoothstep(0.90, 1.03, t))
     return (1 - smoothstep(0.65, 1.10, np.abs(p[:, 1] - middle) / width)) * ends
@@ -74,7 +74,7 @@ def beard_masks(p: Array, noise: Array) -> dict[str, Array]:
     around_mouth = np.hypot(x / 0.30, (y - MOUTH_Y) / 0.115)
     clear = smoothstep(0.98, 1.12, around_mouth + 0.05 * noise)
     edge = 0.33 - 0.62 * smoothstep(0.40, 0.66, x) + 0.16 * (1 - smoothstep(0.0, 0.30, x)) + 0.02 * noise
-    jaw = smoothstep(-0.03, 0.05, y - edge) * clear
+    jaw = smoothstep(-0.06, 0.08, y - edge) * (1 - 0.8 * smoothstep(0.93, 1.02, y)) * clear
     lip = (1 - smoothstep(0.85, 1.05, np.hypot(x / 0.33, (y - 0.305 - 0.25 * x**2) / 0.062) + 0.1 * noise)) * clear
     chin = (1 - smoothstep(0.85, 1.1, np.hypot(x / 0.24, (y - 0.76) / 0.20) + 0.1 * noise)) * clear
     return {"beard": np.maximum(jaw, lip), "moustache": lip, "goatee": np.maximum(chin, lip)}
@@ -92,6 +92,13 @@ def masks() -> NDArray[np.uint8]:
     )
     stack = np.stack([np.clip(found[name] * front, 0, 1) for name in MASKS])
     return (stack * 255).astype(np.uint8).reshape(len(MASKS), SIZE, SIZE)
+
+
+@lru_cache(maxsize=1)
+def label_map() -> NDArray[np.uint8]:
+    """Label 1–4 of each skin texel, (SIZE, SIZE): the mask's outlines are finer than the triangles."""
+    p, front, _ = places()
+    return skin_labels(p, front).astype(np.uint8).reshape(SIZE, SIZE)
 
 
 def value_noise(rng: np.random.Generator, fine: float) -> Array:
