@@ -350,12 +350,15 @@ def _of_kind(name: str, kind: str) -> Path:
 
 def _list(names: list[str], folder: Path | None) -> None:
     where = folder or default_folder()
-    print(f"folder: {where}")
+    lines = [f"folder: {where}"]
     for name in names or REGISTRY:
         weight = entry(name)
         state = "here" if (where / weight.file).is_file() else "absent"
-        print(f"{name:22} {state:6} {weight.size / 1e6:6.1f} MB  {weight.kind}, {weight.licence}: {weight.use}")
-        print(f"{'':22} {weight.file}  {weight.url or f'(no address; converted from {weight.origin})'}")
+        lines += [
+            f"{name:22} {state:6} {weight.size / 1e6:6.1f} MB  {weight.kind}, {weight.licence}: {weight.use}",
+            f"{'':22} {weight.file}  {weight.url or f'(no address; converted from {weight.origin})'}",
+        ]
+    print("\n".join(lines))
 
 
 def _fetch(names: list[str], folder: Path | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dex import doctor
+from dex import doctor, weights
 
 
 @pytest.fixture
@@ -107,17 +107,18 @@ def test_a_checkout_that_is_not_installed_is_a_finding(monkeypatch: pytest.Monke
     assert "pip install" in finding.remedy
 
 
-def test_report_on_this_machine(weights_dir: Path) -> None:
-    """The command as a user runs it; what it says of the weights is checked against the folder."""
+def test_report_on_this_machine(tmp_path: Path) -> None:
+    """The command as a user runs it; what it says of the weights is checked against a folder that holds one."""
+    (tmp_path / weights.entry("yunet").file).touch()
     done = subprocess.run(
         [sys.executable, "-m", "dex.doctor"],
         capture_output=True,
         text=True,
-        env={**os.environ, "DEX_WEIGHTS": str(weights_dir), "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "DEX_WEIGHTS": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert "Traceback" not in done.stderr
     lines = {line[9:26].strip(): line for line in done.stdout.splitlines() if line[:1].strip()}
     assert {"python", "cores, memory", "torch", "device", "decoders", "ffmpeg in PyAV", "weights"} <= set(lines)
-    assert "face_landmarker" in lines["weights"]
+    assert lines["weights"].endswith(f"{tmp_path}: yunet")
     assert "CPU" in lines["device"]
     assert done.returncode == any(line.startswith("missing") for line in done.stdout.splitlines())
