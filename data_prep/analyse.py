@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Shaped
 
 from data_prep import shots
-from data_prep.detect import BLENDSHAPES, LANDMARKS, MAX_OTHERS, FaceTracker
 from data_prep.frames import Instant
 from dex.video import VideoError
+
+if TYPE_CHECKING:  # loads MediaPipe
+    from data_prep.detect import FaceTracker
+
+LANDMARKS, BLENDSHAPES = 478, 52  # of the Face Landmarker
+_OTHERS = 4
 
 # One row an instant, in pixels of the source's picture.
 ROW = np.dtype(
@@ -24,7 +30,7 @@ ROW = np.dtype(
         ("pose", "f4", (3, 4)),
         ("blendshapes", "f4", (BLENDSHAPES,)),
         ("sharpness", "f4"),
-        ("others", "f4", (MAX_OTHERS, 4)),  # boxes of other faces, rows of zeros where there are fewer
+        ("others", "f4", (_OTHERS, 4)),  # boxes of other faces, rows of zeros where there are fewer
     ]
 )
 
@@ -60,7 +66,7 @@ def analyse(
 
 def _look(row: Shaped[np.ndarray, ""], tracker: FaceTracker, image: Shaped[np.ndarray, "H W 3"]) -> None:
     seen = tracker.track(image)
-    others = seen.others[:MAX_OTHERS]
+    others = seen.others[:_OTHERS]
     row["score"] = seen.score
     row["others"][: len(others)] = others
     if seen.face is not None:

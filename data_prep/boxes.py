@@ -43,11 +43,15 @@ def grown(boxes: Float[np.ndarray, "*b 4"], factor: float) -> Float[np.ndarray, 
 def cut_square(
     image: Shaped[np.ndarray, "H W 3"], corner: Float[np.ndarray, "2"], side: float, size: int
 ) -> Shaped[np.ndarray, "size size 3"]:
-    """The square at `corner` (sub-pixel), scaled to size×size; beyond the picture its edge is repeated.
+    """The square at `corner`, scaled to size×size; beyond the picture its edge is repeated.
 
-    Interpolated at a whole multiple of `size` and averaged down from there, so that moving crops neither shimmer nor
-    alias.
+    Squares on whole pixels are cut and scaled. Others (moving crops) are interpolated at a whole multiple of `size` and
+    averaged down from there, so that they neither shimmer nor alias.
     """
+    whole = np.rint([*corner, side]).astype(int)
+    if np.array_equal(whole, [*corner, side]):
+        square = _cut(image, *whole.tolist())
+        return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side >= size else cv2.INTER_CUBIC)
     factor = max(1, int(np.ceil(side / size)))
     scale = size * factor / side
     shift = scale * (0.5 - np.asarray(corner)) - 0.5  # OpenCV's pixel centres lie at whole numbers
@@ -55,3 +59,13 @@ def cut_square(
     interpolation = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR
     square = cv2.warpAffine(image, affine, (size * factor,) * 2, flags=interpolation, borderMode=cv2.BORDER_REPLICATE)
     return square if factor == 1 else cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _cut(image: Shaped[np.ndarray, "H W 3"], x: int, y: int, side: int) -> Shaped[np.ndarray, "side side 3"]:
+    height, width = image.shape[:2]
+    before, after = (max(0, -y), max(0, -x)), (max(0, y + side - height), max(0, x + side - width))
+    inside = image[max(0, y) : max(0, y + side), max(0, x) : max(0, x + side)]
+    if inside.size == 0:  # wholly outside
+        row, column = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
+        return np.broadcast_to(image[row, column], (side, side, 3)).copy()
+    return cv2.copyMakeBorder(inside, before[0], after[0], before[1], after[1], cv2.BORDER_REPLICATE)

@@ -33,7 +33,8 @@ def squares(landmarks: Float[np.ndarray, "T L 2"], width: int, height: int, fps:
     centre = _calm((box[:, :2] + box[:, 2:]) / 2, _AWAY * float(np.median(side)), fps)
     corner = centre - side / 2 - side * [0, SHIFT_UP]
     room = np.array([width, height]) - side  # negative where the square is larger than the picture
-    return np.concatenate([np.clip(corner, np.minimum(room, 0), np.maximum(room, 0)), side], axis=-1)
+    path = np.concatenate([np.clip(corner, np.minimum(room, 0), np.maximum(room, 0)), side], axis=-1)
+    return np.rint(path) if (path == path[0]).all() else path  # whole pixels are cut out without interpolation
 
 
 def padding(squares: Float[np.ndarray, "T 3"], width: int, height: int) -> float:

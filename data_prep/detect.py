@@ -21,14 +21,12 @@ from data_prep import pose_labels
 from data_prep.boxes import area, bounds, centre_inside, cut_square, larger_side, overlap
 from dex import weights
 
-LANDMARKS, BLENDSHAPES = 478, 52
-MAX_OTHERS = 4
-
 _SEARCH_EVERY = 5  # frames between two looks at the whole picture
-_SEARCH_SIDE = 640  # pixels: YuNet sees the picture scaled down to this
+_SEARCH_SIDE = 480  # pixels: YuNet sees the picture scaled down to this
 _MIN_SCORE = 0.6  # of YuNet, for the face that is followed
 _MIN_OTHER_SCORE = 0.8  # for a second face: posters and hands score lower
 _WINDOW = 1.8  # side of the landmarker's square / larger side of the landmarks' box
+_MIN_WINDOW = 8  # pixels of the picture
 _WINDOW_SIDE = 320  # pixels of that square; the landmarks network looks at 256 of a smaller one
 _SAME_FACE = 0.3  # IoU of two boxes of one face
 
@@ -131,10 +129,10 @@ class FaceTracker:
 
     def _measure(self, image: Shaped[np.ndarray, "H W 3"], box: Box) -> Face | None:
         """The face in a square around `box`."""
-        side = float(larger_side(box)) * _WINDOW
-        if side < 4:
+        side = round(float(larger_side(box)) * _WINDOW)
+        if side < _MIN_WINDOW:
             return None
-        corner = (box[:2] + box[2:]) / 2 - side / 2
+        corner = np.rint((box[:2] + box[2:]) / 2 - side / 2)
         window = cut_square(image, corner, side, _WINDOW_SIDE)
         result = self._landmarker.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=window))
         if not result.face_landmarks or not result.facial_transformation_matrixes:

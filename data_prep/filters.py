@@ -24,6 +24,7 @@ UNREADABLE = "cannot be read"
 DUPLICATE = "duplicate"
 CRASHED = "decoder crashed"
 STALLED = "decoder stalled"
+FAULT = "fault of data_prep"
 
 _MIN_SCORE = 0.5  # of the detector for the followed face
 _MIN_OTHER = 0.5  # a second face counts when it is this large beside the first, or inside the crop

@@ -10,8 +10,9 @@ import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -19,16 +20,19 @@ from jaxtyping import Float, Shaped
 from data_prep import crop, filters, frames, histograms, pose_labels, shots
 from data_prep.analyse import analyse
 from data_prep.boxes import bounds, cut_square, larger_side
-from data_prep.detect import FaceTracker
 from data_prep.layouts import Source
 from data_prep.segments import Span, spans, window_of
 from data_prep.settings import FPS, Settings
 from dex import video
 from dex.data.shards import ClipMeta, FrameLabels, stage_clip
 
+if TYPE_CHECKING:  # loads MediaPipe
+    from data_prep.detect import FaceTracker
+
 Progress = Callable[[float], None]  # share of the source that is done, 0 to 1
 
 _ANALYSIS_SHARE = 0.7  # of the time that a source takes
+_PRESET = "veryfast"  # 2.5 times the speed of "medium" for 0.5 dB (41.5 → 41.0 dB at the same bytes)
 _CHUNK = 1000  # rows looked at together
 
 
@@ -136,7 +140,8 @@ class _Encoder:
         if refused := filters.clip_reason(rows, squares, width, height, self.settings):
             return refused
         path = self.scratch / "clip.mp4"
-        count = video.write_clip(path, _crops(instants, rows["index"], squares, self.settings.size), fps=FPS)
+        pictures = _crops(instants, rows["index"], squares, self.settings.size)
+        count = video.write_clip(path, pictures, fps=FPS, preset=_PRESET)
         data = path.read_bytes()
         if refused := _decoders_disagree(data, count, len(rows)):
             return refused
