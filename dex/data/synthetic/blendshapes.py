@@ -113,9 +113,9 @@ def skin_deltas() -> Array:
     shapes = {name: jaw_weight(t)[:, None] * np.array(shift, np.float32) for name, shift in JAW.items()}
     shapes |= lip_shapes(t)
     puff = Bump(0.42, 0.42, 0.075, 0.10, 0.10)
-    shapes["cheekPuff"] = sum(patch(t, puff, (0.09, 0.0, -0.11), side) for side in (1.0, -1.0))
+    shapes["cheekPuff"] = patch(t, puff, (0.09, 0.0, -0.11)) + patch(t, puff, (0.09, 0.0, -0.11), -1.0)
     inner = Bump(0.15, -0.52, 0.075, 0.09, 0.065)
-    shapes["browInnerUp"] = sum(patch(t, inner, (0.01, -0.115, -0.01), side) for side in (1.0, -1.0))
+    shapes["browInnerUp"] = patch(t, inner, (0.01, -0.115, -0.01)) + patch(t, inner, (0.01, -0.115, -0.01), -1.0)
     shapes |= side_shapes(t, "Left", 1.0) | side_shapes(t, "Right", -1.0)
     out = np.zeros((len(BLENDSHAPES), len(t.directions), 3), np.float32)
     for name, delta in shapes.items():

@@ -1,4 +1,4 @@
-"""Hair: a shell over the skull from the crown to a hairline, with an optional curtain that hangs below it, and a bun."""
+"""Hair: a shell over the skull from the crown to a hairline, a curtain that may hang below it, and a bun."""
 
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ def hairline(azimuth: Array, style: Style, recede: float = 0.0) -> Array:
 
 
 def directions(style: Style, recede: float) -> tuple[Array, Array, Array]:
-    """Unit directions (rows·columns, 3) of the shell, with azimuth and share of the way to the hairline (rows, columns)."""
+    """Unit directions (rows·columns, 3) of the shell; azimuth and share of the way to the hairline (rows, columns)."""
     azimuth = np.linspace(-np.pi, np.pi, HAIR_COLUMNS, endpoint=False)[None].repeat(HAIR_ROWS, 0)
     share = np.linspace(0, 1, HAIR_ROWS)[:, None].repeat(HAIR_COLUMNS, 1)
     polar = share * hairline(azimuth, style, recede)
@@ -78,7 +78,7 @@ def shell(skull: Array, u: Array, azimuth: Array, share: Array, style: Style, rn
 
 
 def curtain(edge: Array, azimuth: Array, style: Style, rng: np.random.Generator) -> Array:
-    """Hair that hangs from the hairline (HAIR_COLUMNS, 3), (CURTAIN_ROWS, HAIR_COLUMNS, 3); folded up where none hangs."""
+    """Hair that hangs from the hairline (HAIR_COLUMNS, 3); (CURTAIN_ROWS, HAIR_COLUMNS, 3), flat where none hangs."""
     out = np.repeat(edge[None], CURTAIN_ROWS, 0)
     if not style.length:
         return out

@@ -1,7 +1,7 @@
 """A synthetic head: everything that an identity's seed decides. Deterministic; about 4 ms after the first call."""
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +15,9 @@ from dex.data.synthetic.surface import MODE_NAMES, Array, smoothstep
 from dex.data.synthetic.template import EYE_ANGLES, EYE_SPOKES, LIP_POINTS, Index, Template, template
 
 IDENTITY_MODES = len(MODE_NAMES)
-LID_GAP = 1.055  # radius of the lids' inner surface over the eyeball's
+GENERATOR = "synthetic-heads.v1"  # changes whenever a seed gives another picture
+LID_GAP = 1.13  # radius of the lids' inner surface over the eyeball's
+GLINT = np.array((-0.26, -0.22, -1.0))  # where the window is mirrored in an eye, in eyeball radii
 BEARDS = ((), (), (), (), ("beard",), ("moustache",), ("goatee",), ("stubble",))
 
 
@@ -41,7 +43,7 @@ class Head:
     delta_value: Array  # (N, 3)
     eyes: Array  # (2, 4) centre and radius of the eyeballs, subject's left first
     light: Array  # (3, 3) ambient colour, key colour, direction towards the key light
-    background: Array  # (B, 9) see `background.py`
+    background: Array  # (B, 9) see `scenery`
 
 
 def make_head(seed: int) -> Head:
@@ -96,10 +98,11 @@ def neutral(
         centre, radius = eyes[k, :3], eyes[k, 3]
         v[t.parts[f"rim_{side}"].slice] = skin[t.lids[k, 0]] + (0, 0, 0.05)
         v[t.parts[f"eye_{side}"].slice] = centre + radius * t.parts[f"eye_{side}"].shape
+        v[t.parts[f"glint_{side}"].slice] = centre + radius * (GLINT + 0.15 * t.parts[f"glint_{side}"].shape)
     middle = skin[t.lips[0, 3 * LIP_POINTS // 4]]
     for part, offset in (
-        ("teeth_upper", (0, -0.068, 0.05)),
-        ("teeth_lower", (0, 0.078, 0.062)),
+        ("teeth_upper", (0, -0.068, 0.075)),
+        ("teeth_lower", (0, 0.085, 0.095)),
         ("tongue", (0, 0.11, 0.33)),
     ):
         v[t.parts[part].slice] = t.parts[part].shape + middle * (0, 1, 1) + offset
@@ -132,13 +135,13 @@ def set_lids(skin: Array, rings: Index) -> Array:
     """Lay the lid rings (K, LID_POINTS) on a sphere around an eyeball, in place; its centre and radius (4,)."""
     margin = skin[rings[0]]
     centre = (margin.min(0) + margin.max(0)) / 2
-    radius = 1.07 * (margin[:, 0].max() - margin[:, 0].min()) / 2
-    centre[2] = margin[:, 2].mean() + radius - 0.085
-    outer = LID_GAP * radius
-    for ring, share in zip(rings, (1.0, 1.0, 0.75, 0.2), strict=True):
-        r2 = ((skin[ring, :2] - centre[:2]) ** 2).sum(1)
+    radius = 1.03 * (margin[:, 0].max() - margin[:, 0].min()) / 2
+    centre[2] = margin[:, 2].mean() + radius - 0.068
+    for ring, share, gap in zip(rings, (1.0, 1.0, 0.75, 0.2), (1.0, 1.0, 1.03, 1.08), strict=True):
+        r2, outer = ((skin[ring, :2] - centre[:2]) ** 2).sum(1), LID_GAP * gap * radius
         sphere = centre[2] - np.sqrt(np.maximum(outer**2 - r2, (0.35 * outer) ** 2))
-        skin[ring, 2] += share * (sphere - skin[ring, 2])
+        z = skin[ring, 2] + share * (sphere - skin[ring, 2])
+        skin[ring, 2] = np.where(r2 < (0.98 * outer) ** 2, np.minimum(z, sphere), z)
     return np.array([*centre, radius], np.float32)
 
 
@@ -249,7 +252,8 @@ def textures(
         "blush": (red, rng.uniform(0.15, 0.55)), "socket": (shadow, rng.uniform(0.25, 0.5)),
         "hollow": (shadow, rng.uniform(0.1, 0.4)), "crease": (shadow * 0.8, 0.55), "lashes": (brow_dark(colours), 0.9),
         "lips": (colours.lips, 0.92), "lip_line": (colours.lips * 0.45, 0.8), "brow_thin": (colours.brow, 0.95),
-        "brow_wide": (colours.brow, 0.9 * brow), "nostril": (skin * 0.22, 0.85), "fold": (shadow, rng.uniform(0.1, 0.45)),
+        "brow_wide": (colours.brow, 0.9 * brow), "nostril": (skin * 0.22, 0.85), 
+        "fold": (shadow, rng.uniform(0.1, 0.45)),
         "beard": (colours.brow * 1.1, 0.0), "moustache": (colours.brow * 1.1, 0.0), "goatee": (colours.brow * 1.1, 0.0),
     }  # fmt: skip
     for kind in beard:
@@ -272,7 +276,7 @@ def brow_dark(colours: Palette) -> Array:
 
 
 def scenery(rng: np.random.Generator) -> Array:
-    """Background of an identity as rows (kind, x, y, half width, half height, softness, r, g, b); the first two are a gradient."""
+    """Background as rows (kind, x, y, half width, half height, softness, r, g, b); the first two are a gradient."""
     tone = rng.uniform(0.15, 0.85)
     rows = []
     for k in range(2):
@@ -286,10 +290,8 @@ def scenery(rng: np.random.Generator) -> Array:
 
 
 def parameters_hash(head: Head) -> str:
-    """SHA-256 over every array and number of a head, for the provenance of results."""
-    digest = hashlib.sha256()
-    for item in fields(head):
-        value = getattr(head, item.name)
-        digest.update(item.name.encode())
-        digest.update(np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else str(value).encode())
+    """SHA-256 of what an identity was drawn from, for the provenance of results: the same on every machine."""
+    digest = hashlib.sha256(f"{GENERATOR} {head.seed} {head.style}".encode())
+    for drawn in (head.identity, head.light, head.background):
+        digest.update(np.round(drawn, 3).astype("<f4").tobytes())
     return digest.hexdigest()

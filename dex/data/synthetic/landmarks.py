@@ -4,6 +4,7 @@ iBUG's order runs over the picture from left to right, so 'right' points (the su
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def _indices(name: str) -> tuple[int, ...]:
 
 
 # Closed outlines in drawing order, indices into LANDMARK_NAMES.
-LANDMARK_GROUPS = {
+LANDMARK_GROUPS: dict[str, Any] = {
     "face": _indices("jaw") + _indices("forehead"),
     "eyes": (_indices("right_eye"), _indices("left_eye")),
     "mouth": _indices("lips_outer"),

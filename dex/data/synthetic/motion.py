@@ -1,4 +1,7 @@
-"""Poses and expressions to draw: independent samples, and smooth tracks of a talking head. Pose never depends on expression."""
+"""Poses and expressions to draw: independent samples, and smooth tracks of a talking head.
+
+Pose never depends on expression.
+"""
 
 import numpy as np
 
@@ -26,10 +29,11 @@ def pose_matrix(yaw: Array, pitch: Array, roll: Array, shift: Array, scale: Arra
 
 
 def sample_pose(rng: np.random.Generator, n: int) -> Array:
-    """n independent poses (n, 3, 4): yaw ±45°, pitch ±25°, roll ±20°, uniform; heads fill the frame as face crops do."""
+    """n independent poses (n, 3, 4): yaw ±45°, pitch ±25°, roll ±20°, uniform, framed like face crops."""
     yaw, pitch, roll = (np.radians(rng.uniform(-limit, limit, n)) for limit in POSE_DEGREES)
+    low, high = np.log(SCALE)
     shift = rng.uniform(-SHIFT, SHIFT, (n, 2)) + CENTRE
-    return pose_matrix(yaw, pitch, roll, shift, np.exp(rng.uniform(*np.log(SCALE), n)))
+    return pose_matrix(yaw, pitch, roll, shift, np.exp(rng.uniform(low, high, n)))
 
 
 def sample_expression(rng: np.random.Generator, n: int) -> Array:
@@ -159,4 +163,15 @@ def saccades(rng: np.random.Generator, frames: int, fps: float) -> Array:
         ramp = np.clip((np.arange(end - at) + 1) / max(0.06 * fps, 1), 0, 1)
         out[at:end] = held + (target - held) * ramp
         held, at = target, end
+    return out
+
+
+def view_of(rng: np.random.Generator, track: Array) -> Array:
+    """The same head motion (T, 3, 4) seen by another camera: turned by up to 35° sideways, framed anew."""
+    yaw, pitch = np.radians((rng.choice((-1, 1)) * rng.uniform(12, 35), rng.uniform(-8, 8)))
+    camera = pose_matrix(np.array([yaw]), np.array([pitch]), np.zeros(1), np.zeros((1, 2)), np.ones(1))[0, :, :3]
+    zoom = np.exp(rng.uniform(-0.06, 0.06))
+    out = np.zeros_like(track)
+    out[:, :, :3] = zoom * camera @ track[:, :, :3]
+    out[:, :2, 3] = zoom * (track[:, :2, 3] - CENTRE) + CENTRE + rng.uniform(-0.04, 0.04, 2)
     return out

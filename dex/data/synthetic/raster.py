@@ -10,7 +10,7 @@ _jit = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"
 
 
 @_jit
-def deform(neutral, start, index, value, coefficients, out):  # type: ignore[no-untyped-def]
+def deform(neutral, start, index, value, coefficients, out):
     """out (V,3) = neutral + Σ coefficient · displacement."""
     out[:] = neutral
     for e in range(len(coefficients)):
@@ -24,7 +24,7 @@ def deform(neutral, start, index, value, coefficients, out):  # type: ignore[no-
 
 
 @_jit
-def keep_lids_out(points, lids, eyes, gap):  # type: ignore[no-untyped-def]
+def keep_lids_out(points, lids, eyes, gap):
     """Push lid vertices (2, n) that a linear blink carried into the eyeball back to its surface (times gap)."""
     for side in range(2):
         radius = eyes[side, 3] * gap
@@ -38,7 +38,7 @@ def keep_lids_out(points, lids, eyes, gap):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def turn_eyes(points, eye_start, eye_size, eyes, gaze):  # type: ignore[no-untyped-def]
+def turn_eyes(points, eye_start, eye_size, eyes, gaze):
     """Rotate each eyeball's vertices about its centre to gaze (2, 2): radians to +x, radians down."""
     for side in range(2):
         ch, sh = np.cos(-gaze[side, 0]), np.sin(-gaze[side, 0])
@@ -52,8 +52,8 @@ def turn_eyes(points, eye_start, eye_size, eyes, gaze):  # type: ignore[no-untyp
 
 
 @_jit
-def turn_head(points, follow, pose, size, out):  # type: ignore[no-untyped-def]
-    """Sample coordinates and depth (V,3) of canonical points; vertices with follow < 1 keep part of the upright pose."""
+def turn_head(points, follow, pose, size, out):
+    """Sample coordinates and depth (V,3) of canonical points; where follow < 1, shoulders stay half upright."""
     scale = np.sqrt(pose[0, 0] ** 2 + pose[1, 0] ** 2 + pose[2, 0] ** 2)
     half = np.float32(size * 0.5)
     m = np.empty((3, 3), np.float32)
@@ -72,7 +72,7 @@ def turn_head(points, follow, pose, size, out):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def vertex_normals(points, faces, out):  # type: ignore[no-untyped-def]
+def vertex_normals(points, faces, out):
     """Area-weighted normals (V,3), not normalised."""
     out[:] = 0
     for f in range(len(faces)):
@@ -87,7 +87,7 @@ def vertex_normals(points, faces, out):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def shade(normals, turned_in, albedo, gloss, light, out):  # type: ignore[no-untyped-def]
+def shade(normals, turned_in, albedo, gloss, light, out):
     """Lit vertex colours (V,6): albedo times wrapped Lambert light, and a white highlight in the last three."""
     lx, ly, lz = light[2, 0], light[2, 1], light[2, 2]
     hx, hy, hz = lx, ly, lz - 1
@@ -109,7 +109,7 @@ def shade(normals, turned_in, albedo, gloss, light, out):  # type: ignore[no-unt
 
 
 @_jit
-def narrow(low, high, at, value, slope, inverse):  # type: ignore[no-untyped-def]
+def narrow(low, high, at, value, slope, inverse):
     """Part of the columns low…high where value + slope·(x − at) ≥ 0, a hair wider so that neighbours leave no crack."""
     slack = np.float32(1e-3)
     if slope > 0:
@@ -122,7 +122,7 @@ def narrow(low, high, at, value, slope, inverse):  # type: ignore[no-untyped-def
 
 
 @_jit
-def fill(points, faces, two_sided, depth, owner, w0, w1):  # type: ignore[no-untyped-def]
+def fill(points, faces, two_sided, depth, owner, w0, w1):
     """Z-buffer all triangles: nearest depth, its triangle and two barycentric weights per sample."""
     size, one = depth.shape[0], np.float32(1)
     edge = np.float32(size - 1)
@@ -171,7 +171,7 @@ def fill(points, faces, two_sided, depth, owner, w0, w1):  # type: ignore[no-unt
 
 
 @_jit
-def between(layer, x, y):  # type: ignore[no-untyped-def]
+def between(layer, x, y):
     """Bilinear colour of a texture layer (n, n, 3) at texel coordinates."""
     n, half = layer.shape[0], np.float32(0.5)
     x, y = max(x - half, np.float32(0)), max(y - half, np.float32(0))
@@ -187,7 +187,7 @@ def between(layer, x, y):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def resolve(owner, w0, w1, faces, label, material, lit, uv, textures, labels, background, step, image, mask):  # type: ignore[no-untyped-def]
+def resolve(owner, w0, w1, faces, label, material, lit, uv, textures, labels, background, step, image, mask):
     """Colour each sample from its triangle, average step² samples a pixel; the mask takes the highest label.
 
     Skin, texture layer 0, is labelled by its texel, other triangles as a whole.
@@ -233,7 +233,7 @@ def resolve(owner, w0, w1, faces, label, material, lit, uv, textures, labels, ba
 
 
 @_jit
-def paint_background(rows, size):  # type: ignore[no-untyped-def]
+def paint_background(rows, size):
     """Background (size, size, 3) in 0–255 of a head's scenery rows: gradient, then soft boxes (1) and discs (2)."""
     out = np.empty((size, size, 3), np.float32)
     unit, full, zero, one = np.float32(2 / size), np.float32(255), np.float32(0), np.float32(1)
@@ -262,7 +262,7 @@ def paint_background(rows, size):  # type: ignore[no-untyped-def]
 def draw_frames(
     neutral, start, index, value, lids, gap, eye_start, eye_size, eyes, follow, faces, label, material, two_sided,
     turned_in, albedo, gloss, light, uv, textures, labels, scenery, expression, gaze, pose, step, image, mask,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Draw every frame of expression (N,E), gaze (N,2,2), pose (N,3,4) into image (N,S,S,3) and mask (N,S,S)."""
     size, count = image.shape[1], len(neutral)
     wide = size * step
@@ -280,3 +280,26 @@ def draw_frames(
         shade(normals, turned_in, albedo, gloss, light, lit)
         fill(turned, faces, two_sided, depth, owner, w0, w1)
         resolve(owner, w0, w1, faces, label, material, lit, uv, textures, labels, background, step, image[k], mask[k])
+
+
+@_jit
+def sharpness(image, box):
+    """Variance of the Laplacian of the 8-bit luma inside boxes (T,4) x0 y0 x1 y1 of pictures (T,S,S,3); (T,)."""
+    out = np.zeros(len(image), np.float32)
+    size = image.shape[1]
+    luma = np.empty((size, size), np.float32)
+    for t in range(len(image)):
+        for i in range(size):
+            for j in range(size):
+                r, g, b = image[t, i, j, 0], image[t, i, j, 1], image[t, i, j, 2]
+                luma[i, j] = np.float32(0.299) * r + np.float32(0.587) * g + np.float32(0.114) * b
+        total, square, count = 0.0, 0.0, 0
+        for i in range(max(box[t, 1], 1), min(box[t, 3], size - 1)):
+            for j in range(max(box[t, 0], 1), min(box[t, 2], size - 1)):
+                v = luma[i - 1, j] + luma[i + 1, j] + luma[i, j - 1] + luma[i, j + 1] - 4 * luma[i, j]
+                total += v
+                square += v * v
+                count += 1
+        if count:
+            out[t] = square / count - (total / count) ** 2
+    return out

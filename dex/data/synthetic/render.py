@@ -45,8 +45,8 @@ def render(head: Head, expression: Array, pose: Array, size: int) -> Rendered:
     raster.draw_frames(
         head.vertices, head.delta_start, head.delta_index, head.delta_value, lids, np.float32(LID_GAP), starts, count,
         head.eyes, head.follow, head.faces, head.label, head.material, head.two_sided, turned_in(), head.albedo,
-        head.gloss, head.light, head.uv, head.textures, label_map(), head.background, expression, gaze_angles(expression), pose,
-        SUPERSAMPLE, image, mask,
+        head.gloss, head.light, head.uv, head.textures, label_map(), head.background, expression,
+        gaze_angles(expression), pose, SUPERSAMPLE, image, mask,
     )  # fmt: skip
     return Rendered(image, mask)
 
@@ -71,7 +71,7 @@ def eye_tables() -> tuple[Index, Index, int]:
     """Lid vertices to keep out of the eyeballs (2, n), first vertex of each eyeball (2,), vertices of one."""
     t = template()
     starts = np.array([t.parts["eye_left"].start, t.parts["eye_right"].start], np.int32)
-    return np.ascontiguousarray(t.lids[:, :3].reshape(2, -1)), starts, len(t.parts["eye_left"].shape)
+    return np.ascontiguousarray(t.lids.reshape(2, -1)), starts, len(t.parts["eye_left"].shape)
 
 
 @lru_cache(maxsize=1)

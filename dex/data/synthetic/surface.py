@@ -1,16 +1,18 @@
 """The skin of a synthetic head as a function of direction: an egg, plus smooth bumps in frontal coordinates.
 
 Frontal *layout* coordinates (x, y) name a place on the face for every identity alike (mouth at y = 0.43, eyes at
-(±0.34, -0.25)); identity modes and blendshapes move what lies there. Units: 1 = 10 cm; x right, y down, face towards -z.
+(±0.34, -0.25)); identity modes and blendshapes move what lies there. Units: 1 = 10 cm; x right, y down, face
+towards -z.
 All kernels end at three widths or less (`bell`), so that a mode reaches no further than it says.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 where vertices and colours are stored
 
 EYE_X, EYE_Y, MOUTH_Y = 0.335, -0.25, 0.43
 CENTRE_Y, CENTRE_Z = -0.25, 0.28

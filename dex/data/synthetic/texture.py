@@ -73,7 +73,7 @@ def beard_masks(p: Array, noise: Array) -> dict[str, Array]:
     x, y = np.abs(p[:, 0]), p[:, 1]
     around_mouth = np.hypot(x / 0.30, (y - MOUTH_Y) / 0.115)
     clear = smoothstep(0.98, 1.12, around_mouth + 0.05 * noise)
-    edge = 0.33 - 0.62 * smoothstep(0.40, 0.66, x) + 0.16 * (1 - smoothstep(0.0, 0.30, x)) + 0.02 * noise
+    edge = 0.33 - 0.50 * smoothstep(0.40, 0.66, x) + 0.16 * (1 - smoothstep(0.0, 0.30, x)) + 0.02 * noise
     jaw = smoothstep(-0.06, 0.08, y - edge) * (1 - 0.8 * smoothstep(0.93, 1.02, y)) * clear
     lip = (1 - smoothstep(0.85, 1.05, np.hypot(x / 0.33, (y - 0.305 - 0.25 * x**2) / 0.062) + 0.1 * noise)) * clear
     chin = (1 - smoothstep(0.85, 1.1, np.hypot(x / 0.24, (y - 0.76) / 0.20) + 0.1 * noise)) * clear
@@ -159,7 +159,7 @@ def enlarge(grid: Array, size: int) -> Array:
 
 @numba.njit(cache=True, nogil=True)
 def compose(base: Array, layers: NDArray[np.uint8], colours: Array, alphas: Array, noise: Array) -> NDArray[np.uint8]:
-    """Lay colours (K, 3) through masks (K, n, n) with opacities (K,) over a base colour, then modulate by noise (n, n)."""
+    """Lay colours (K, 3) with opacities (K,) through masks (K, n, n) over a base colour; modulate by noise (n, n)."""
     n = layers.shape[1]
     out = np.empty((n, n, 3), np.uint8)
     for i in range(n):
