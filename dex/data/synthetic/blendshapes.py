@@ -155,7 +155,7 @@ def shared() -> Sparse:
     dense[:, hanging] = dense[:, t.parent[hanging]]
     dense[:, t.parts["throat"].slice] *= 0.8
     for name, shift in JAW.items():
-        for part, share in (("teeth_lower", 0.97), ("tongue", 0.85)):
+        for part, share in (("teeth_lower", 0.90), ("tongue", 0.74)):
             dense[INDEX[name], t.parts[part].slice] = share * np.array(shift, np.float32)
     moved = [np.flatnonzero(np.abs(d).max(1) > 1e-6).astype(np.int32) for d in dense]
     for stem in LID_SHAPES:

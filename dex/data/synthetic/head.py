@@ -102,8 +102,8 @@ def neutral(
     middle = skin[t.lips[0, 3 * LIP_POINTS // 4]]
     for part, offset in (
         ("teeth_upper", (0, -0.068, 0.075)),
-        ("teeth_lower", (0, 0.085, 0.095)),
-        ("tongue", (0, 0.11, 0.33)),
+        ("teeth_lower", (0, 0.065, 0.105)),
+        ("tongue", (0, 0.07, 0.35)),
     ):
         v[t.parts[part].slice] = t.parts[part].shape + middle * (0, 1, 1) + offset
     place_free(v, t, skin, eyes, identity, style, recede, rng)
@@ -196,6 +196,7 @@ def fixed_tables() -> Tables:
     t = template()
     uv, follow, shade = np.zeros((t.size, 2), np.float32), np.ones(t.size, np.float32), np.ones(t.size, np.float32)
     uv[: len(t.uv)] = t.uv
+    uv[:] = uv[t.parent]
     hair, torso = t.parts["hair"], t.parts["body"]
     rows = len(hair.shape) // hairdo.HAIR_COLUMNS
     across = 1 - np.abs(2 * np.arange(hairdo.HAIR_COLUMNS) / hairdo.HAIR_COLUMNS - 1)
@@ -214,10 +215,10 @@ def paint(t: Template, colours: Palette) -> tuple[Array, Array]:
     albedo, gloss = np.ones((t.size, 3), np.float32), np.zeros(t.size, np.float32)
     gloss[: len(t.directions)] = 0.10
     flat = {
-        "roll": colours.lips * 0.45, "throat": np.array((0.10, 0.03, 0.03)), "tongue": np.array((0.72, 0.34, 0.34)),
+        "roll": np.array((0.50, 0.40, 0.40)), "throat": np.array((0.13, 0.09, 0.09)), "tongue": np.array((0.72, 0.34, 0.34)),
         "glint_left": np.array((1.6, 1.6, 1.6)), "glint_right": np.array((1.6, 1.6, 1.6)), "bun": colours.hair,
-        "hair": colours.hair, "spectacles": colours.frame, "rim_left": colours.skin * (0.62, 0.45, 0.42),
-        "rim_right": colours.skin * (0.62, 0.45, 0.42),
+        "hair": colours.hair, "spectacles": colours.frame, "rim_left": np.array((0.6, 0.5, 0.5)),
+        "rim_right": np.array((0.6, 0.5, 0.5)),
     }  # fmt: skip
     for part, colour in flat.items():
         albedo[t.parts[part].slice] = colour
@@ -231,9 +232,9 @@ def paint(t: Template, colours: Palette) -> tuple[Array, Array]:
         albedo[t.parts[f"eye_{side}"].slice] = ball
         gloss[t.parts[f"eye_{side}"].slice] = 0.25
         albedo[t.parts[f"ear_{side}"].slice] = colours.skin * np.repeat((0.55, 0.74, 0.95, 1.0, 0.75), 14)[:, None]
-    gap = np.where(np.arange(17) % 2 == 0, 0.80, 1.0)[:, None] * np.array((0.95, 0.93, 0.87))
+    gap = np.where(np.arange(19) % 2 == 0, 0.80, 1.0)[:, None] * np.array((0.95, 0.93, 0.87))
     for row, tone in (("teeth_upper", 1.0), ("teeth_lower", 0.86)):
-        albedo[t.parts[row].slice] = tone * np.concatenate([np.tile((0.78, 0.42, 0.42), (17, 1)), gap, gap])
+        albedo[t.parts[row].slice] = tone * np.concatenate([np.tile((0.78, 0.42, 0.42), (19, 1)), gap, gap])
     torso = t.parts["body"]
     albedo[torso.slice] = colours.skin
     albedo[torso.start + 24 * 6 : torso.start + len(torso.shape)] = colours.cloth

@@ -116,7 +116,7 @@ def spectacles() -> Array:
         for grow in (1.0, 1.14):
             ring = almond(16, 0.245 * grow, 0.175 * grow, 0.185 * grow, 0.8)
             rim.append(np.concatenate([ring + (side * EYE_X, 0.02), np.zeros((16, 1))], 1))
-    bridge = np.array([(x, y, -0.02) for x in (-0.10, 0, 0.10) for y in (-0.03, 0.01)])
+    bridge = np.array([(x, y, -0.11 + 4 * x * x) for x in (-0.11, 0, 0.11) for y in (-0.03, 0.01)])
     arms = [
         (s * x, y, z) for s in (1, -1) for x, z in ((0.60, 0.02), (0.73, 0.20), (0.76, 0.75)) for y in (-0.05, -0.01)
     ]

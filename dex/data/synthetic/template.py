@@ -209,28 +209,31 @@ def template() -> Template:
 
 
 def add_rims(t: Template) -> None:
-    """Inner faces of lids and lips: rings that follow the margin they hang on (`parent`), and the mouth's dark bag."""
+    """Inner faces of lids and lips: rings that follow the margin they hang on (`parent`), and the mouth's dark bag.
+
+    They continue the skin's texture at their margin, darkened.
+    """
     for k, side in enumerate(("left", "right")):
         ring = t.lids[k, 0]
         start = t.size
         t.add(f"rim_{side}", np.zeros((LID_POINTS, 3)), np.empty((0, 3), np.int32), EYES)
         t.parent[start:] = ring
-        t.add_faces(f"rim_{side}", bridge(ring, np.arange(start, t.size, dtype=np.int32)), EYES, PLAIN, True)
+        t.add_faces(f"rim_{side}", bridge(ring, np.arange(start, t.size, dtype=np.int32)), EYES, SKIN, True)
     ring = t.lips[0]
     for depth in ("roll", "throat"):
         start = t.size
         t.add(depth, np.zeros((LIP_POINTS, 3)), np.empty((0, 3), np.int32), MOUTH)
         t.parent[start:] = t.lips[0]
-        t.add_faces(depth, bridge(ring, np.arange(start, t.size, dtype=np.int32)), MOUTH, PLAIN, True)
+        t.add_faces(depth, bridge(ring, np.arange(start, t.size, dtype=np.int32)), MOUTH, SKIN, True)
         ring = np.arange(start, t.size, dtype=np.int32)
     fan = np.stack([np.full(LIP_POINTS - 2, ring[0]), ring[1:-1], ring[2:]], 1)
-    t.add_faces("throat", fan, MOUTH, PLAIN, True)
+    t.add_faces("throat", fan, MOUTH, SKIN, True)
 
 
 def add_mouth(t: Template) -> None:
-    for name, row in (("teeth_upper", tooth_row(8, 0.20, 0.085)), ("teeth_lower", tooth_row(8, 0.175, -0.075))):
-        t.add(name, row, grid_faces(3, 17, False), MOUTH, two_sided=True)
-    tongue = ellipsoid(7, 10, (0.13, 0.05, 0.22))
+    for name, row in (("teeth_upper", tooth_row(9, 0.235, 0.085)), ("teeth_lower", tooth_row(9, 0.20, -0.07))):
+        t.add(name, row, grid_faces(3, 19, False), MOUTH, two_sided=True)
+    tongue = ellipsoid(7, 10, (0.13, 0.06, 0.22))
     t.add("tongue", tongue, outward(tongue, grid_faces(7, 10, True)), MOUTH)
 
 

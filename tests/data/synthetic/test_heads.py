@@ -57,6 +57,11 @@ def test_seed_decides_the_head():
     assert np.array_equal(render(a, expression, poses, 64).image, render(b, expression, poses, 64).image)
 
 
+def test_a_seed_means_the_same_head_everywhere():
+    """Results name heads by seed: when this fails, raise GENERATOR's version, then write the new hash here."""
+    assert synthetic.parameters_hash(make_head(0)) == "584107e3bfd7e031bc3f22121b219e946d797b78065577fa81688e6dc669fb5a"
+
+
 def test_sizes_promised():
     assert synthetic.IDENTITY_MODES >= 20
     assert len(BLENDSHAPES) >= 12
@@ -161,7 +166,7 @@ def test_blink_covers_the_eyeball_and_jaw_shows_the_cavity(seed):
     assert red[0] > 80
     assert red[1] <= 0.03 * red[0]
     assert red[2] == red[0]
-    green = [(i[:, :, 1] > 60).sum() for i in (still, closed, opened)]
+    green = [(i[:, :, 1] > 20).sum() for i in (still, closed, opened)]
     assert green[0] <= 3
     assert green[2] > 120
 
