@@ -43,7 +43,8 @@ def prepare(root: Path, out: Path, layout: str, settings: Settings, workers: int
         text = _publish(out, clips, records, begun_with)
         staging.discard()
     if not clips:
-        raise ShardError(f"no clip was accepted from {len(records)} files; {out / report.NAME} has the reasons:\n{text}")
+        print(text, file=sys.stderr, end="")
+        raise ShardError(f"no clip was accepted from {len(records)} files; {out / report.NAME} has the reasons")
     return text
 
 
@@ -81,9 +82,7 @@ def _publish(out: Path, clips: list[StoredClip], records: list[Record], begun_wi
 
 
 def _as_duplicate(record: Record, owner: dict[str, Path]) -> Record:
-    return Record(
-        record.file, filters.DUPLICATE, f"the same bytes are in {owner[record.sha256]}", sha256=record.sha256
-    )
+    return Record(record.file, filters.DUPLICATE, f"the same bytes are in {owner[record.sha256]}", sha256=record.sha256)
 
 
 def _sources(root: Path, out: Path, layout: str, part: Part) -> tuple[list[Source], dict[str, str]]:
@@ -91,7 +90,9 @@ def _sources(root: Path, out: Path, layout: str, part: Part) -> tuple[list[Sourc
     if not root.exists():
         raise ValueError(f"{root}: no such file or folder")
     if out == root or root in out.parents:
-        raise ValueError(f"--out {out} lies inside INPUT {root}: shards would be taken for videos. Choose another place")
+        raise ValueError(
+            f"--out {out} lies inside INPUT {root}: shards would be taken for videos. Choose another place"
+        )
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: is a file, need a folder")
     sources = sorted(LAYOUTS[layout](root), key=lambda source: (source.recording, source.camera, source.file))
@@ -160,7 +161,8 @@ def _run(
             frames += record.seconds * FPS
             clips = sum(len(one.clips) for one in records.values())
             rate = frames / (time.monotonic() - begun)
-            bar.set_postfix_str(f"{len(records)}/{len(sources)} files, {clips} clips, {rate:.0f} frames/s", refresh=False)
+            told = f"{len(records)}/{len(sources)} files, {clips} clips, {rate:.0f} frames/s"
+            bar.set_postfix_str(told, refresh=False)
             show()
     return [records[source.file] for source in sources]
 

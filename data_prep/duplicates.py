@@ -1,4 +1,4 @@
-"""Files of the same bytes: only files of equal size are read, so every part of a job array finds the same ones cheaply."""
+"""Files of the same bytes. Only files of equal size are read, so every part of a job array can look at all of them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ BORDER = "head too close to the picture's border"
 SHORT = "too short"
 SLOW = "frame rate too low"
 DECODERS = "decoders disagree"
-UNREADABLE = "cannot be read"
+UNREADABLE = "not a readable video"
 DUPLICATE = "duplicate"
 CRASHED = "decoder crashed"
 STALLED = "decoder stalled"
@@ -41,7 +41,9 @@ def instant_reasons(
     points = rows["landmarks"]
     outside = ((points < 0) | (points > [width, height])).any(-1).mean(-1)
     others = rows["others"]
-    intrudes = (larger_side(others) >= _MIN_OTHER * face[:, None]) | centre_inside(others, grown(box, crop.MARGIN)[:, None])
+    intrudes = (larger_side(others) >= _MIN_OTHER * face[:, None]) | centre_inside(
+        others, grown(box, crop.MARGIN)[:, None]
+    )
     present = larger_side(others) > 0
     several = np.where(rows["found"], (intrudes & present).sum(-1) > 0, present.sum(-1) > 1)
     unmeasured = ~rows["found"] & (present.sum(-1) == 1)

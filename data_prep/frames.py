@@ -74,7 +74,7 @@ def resample(frames: Iterator[tuple[float, Shaped[np.ndarray, "H W 3"]]], fps: i
     last_shown: np.ndarray | None = None
     for time, image in frames:
         if held is None:
-            index = math.ceil(time * fps - 1e-6)
+            index = math.ceil(time * fps - 0.5)
         else:
             step = time - held[0]
             for instant in _until(index, (held[0] + time) / 2, held, last_shown, fps):
@@ -82,8 +82,8 @@ def resample(frames: Iterator[tuple[float, Shaped[np.ndarray, "H W 3"]]], fps: i
                 last_shown = instant.image
             index = max(index, math.ceil((held[0] + time) / 2 * fps - 1e-6))
         held = (time, image)
-    if held is not None:  # the last frame is shown as long as the one before it
-        yield from _until(index, held[0] + min(step, _REACH), held, last_shown, fps)
+    if held is not None:  # the last frame is shown as long as the one before it; in all, round(length · fps) instants
+        yield from _until(index, held[0] + min(step, _REACH) - 0.5 / fps, held, last_shown, fps)
 
 
 def _until(

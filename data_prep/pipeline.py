@@ -1,6 +1,6 @@
 """One source → staged clips, and a record of everything that was taken or not: the whole job of one worker.
 
-    probe → first pass: shots, faces, tracks → spans → smoothed squares → filters → second pass: crop, encode → stage
+probe → first pass: shots, faces, tracks → spans → smoothed squares → filters → second pass: crop, encode → stage
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ class _Encoder:
         if refused := _decoders_disagree(data, count, len(rows)):
             return refused
         start = int(rows["index"][0])
-        sound = video.extract_audio(self.source.path, start / FPS, (start + count) / FPS) if self.info.has_audio else None
+        sound = (
+            video.extract_audio(self.source.path, start / FPS, (start + count) / FPS) if self.info.has_audio else None
+        )
         meta = self._meta(start, count, squares)
         stage_clip(self.folder, meta, labels(rows, squares), data, sound)
         self._accept(meta, rows)
@@ -154,7 +156,9 @@ class _Encoder:
 
     def _meta(self, start: int, count: int, squares: Float[np.ndarray, "T 3"]) -> ClipMeta:
         number = window_of(start, self.settings) if self.source.multi_view else len(self.record.clips)
-        name = f"{self.source.recording}_{self.source.camera}" if self.source.multi_view else Path(self.source.file).stem
+        name = (
+            f"{self.source.recording}_{self.source.camera}" if self.source.multi_view else Path(self.source.file).stem
+        )
         key = f"{_slug(name)}-{self.record.sha256[:8]}-{number:04d}"
         box = np.concatenate([squares[:, :2], squares[:, :2] + squares[:, 2:]], axis=-1).mean(0)
         return ClipMeta(

@@ -69,7 +69,7 @@ def rigidity(
 def confidence(
     poses: Float[np.ndarray, "T 3 4"], landmarks: Float[np.ndarray, "T L 2"], seen: Float[np.ndarray, "T"]
 ) -> Float[np.ndarray, "T"]:
-    """In [0, 1]: 1 for a frame that fits one rigid head, 1/2 at an error of 3 mm, 0 where `seen` is 0 (no detection)."""
+    """In [0, 1]: 1 where a frame fits one rigid head, 1/2 at an error of 3 mm, 0 where `seen` is 0 (no detection)."""
     error = rigidity(poses, landmarks, (seen > 0).astype(np.float64))
     return (seen / (1 + (error / _HALF_CONFIDENCE) ** 2)).astype(np.float32)
 

@@ -68,7 +68,8 @@ def summary(records: Sequence[Record]) -> str:
         )
     empty = [record for record in records if not record.clips]
     lines += [f"files without a clip: {len(empty)}"] if empty else []
-    lines += [f"  {record.file}: {': '.join(filter(None, [record.reason, record.detail]))}" for record in empty[:_SHOWN]]
+    for record in empty[:_SHOWN]:
+        lines.append(f"  {record.file}: {', '.join(filter(None, [record.reason, record.detail]))}")
     if len(empty) > _SHOWN:
         lines.append(f"  … and {len(empty) - _SHOWN} more: see {NAME}")
     return "\n".join(lines) + "\n"
@@ -119,10 +120,10 @@ def draw_histograms(path: Path, records: Iterable[Record]) -> None:
 def draw_contact_sheet(path: Path, clips: Sequence[StoredClip]) -> None:
     """Up to 48 clips, evenly chosen, each by four frames from its beginning to its end."""
     ordered = sorted(clips, key=lambda clip: clip.meta.key)
-    chosen = [ordered[i * len(ordered) // min(len(ordered), _SHEET_CLIPS)] for i in range(min(len(ordered), _SHEET_CLIPS))]
-    strips = [_strip(clip) for clip in chosen]
-    strips += [np.full_like(strips[0], 255)] * (-len(strips) % min(_SHEET_COLUMNS, len(strips)))
-    columns = min(_SHEET_COLUMNS, len(strips))
+    count = min(len(ordered), _SHEET_CLIPS)
+    strips = [_strip(ordered[at * len(ordered) // count]) for at in range(count)]
+    columns = min(_SHEET_COLUMNS, count)
+    strips += [np.full_like(strips[0], 255)] * (-count % columns)
     rows = [np.hstack(strips[at : at + columns]) for at in range(0, len(strips), columns)]
     encoded = cv2.imencode(".png", cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))[1]
     write_atomic(path, encoded.tobytes())

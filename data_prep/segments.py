@@ -32,7 +32,11 @@ class Span:
 
 
 def spans(
-    rows: Shaped[np.ndarray, "T"], reasons: Shaped[np.ndarray, "T"], cuts: list[int], settings: Settings, multi_view: bool
+    rows: Shaped[np.ndarray, "T"],
+    reasons: Shaped[np.ndarray, "T"],
+    cuts: list[int],
+    settings: Settings,
+    multi_view: bool,
 ) -> list[Span]:
     """Covers all rows: clips of the lengths asked for, and what is between them with its reason."""
     breaks = sorted({0, len(rows), *cuts, *(np.flatnonzero(np.diff(rows["index"]) != 1) + 1).tolist()})

@@ -1,8 +1,8 @@
 """The unfinished state of a run, in `OUT/.staging`: what survives a kill and is thrown away when the shards stand.
 
-    .staging/settings.json        what the run was begun with
-    .staging/records/{id}.json    one finished source each, written last
-    .staging/clips/{id}/          its clips
+.staging/settings.json        what the run was begun with
+.staging/records/{id}.json    one finished source each, written last
+.staging/clips/{id}/          its clips
 """
 
 from __future__ import annotations

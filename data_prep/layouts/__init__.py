@@ -1,4 +1,4 @@
-"""Folder trees of public data sets: each adapter turns INPUT into a list of `Source`, one for each camera's recording."""
+"""Folder trees of public data sets: each adapter turns INPUT into `Source`s, one for each recording of a camera."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
