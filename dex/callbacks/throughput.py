@@ -12,11 +12,14 @@ from dex.batch import Batch
 
 
 class Throughput(L.Callback):
-    """Logs means over each logging interval. Waiting is the time between the end of one batch and the next one's start.
+    """Logs means over every `every_n_steps` steps; waiting is the time from the end of one batch to the start of the next.
 
-    On a GPU steps are queued, so single times mean little; the mean over an interval is right because the queue is
+    On a GPU steps are queued, so single times mean little; their mean is right because the queue is
     finite.
     """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        self.every_n_steps = every_n_steps
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = self.ended = time.perf_counter()
@@ -34,7 +37,7 @@ class Throughput(L.Callback):
     ) -> None:
         self.ended = time.perf_counter()
         steps = trainer.global_step - self.first_step
-        if steps < trainer.log_every_n_steps:
+        if steps < self.every_n_steps:
             return
         elapsed = self.ended - self.started
         figures = {

@@ -58,11 +58,13 @@ class StyleEncoder(nn.Module):
 
 
 class FlattenCNN(nn.Module):
-    """concat(f, f_w) → ResBlock3D at half size → depth flattened into channels: 512×32×32 in the paper's size."""
+    """concat(f, f_w) → ResBlock3D, at half the size → depth flattened into channels: 512×32×32 in the paper's size."""
 
     def __init__(self, config: MotionConfig) -> None:
         super().__init__()
-        self.block = ResBlock3d(2 * config.volume_channels, config.volume_channels, stride=2)
+        self.block = ResBlock3d(
+            2 * config.volume_channels, config.volume_channels, stride=config.volume_size // config.middle_size
+        )
 
     def forward(
         self, feature: Float[Tensor, "B C D h w"], warped: Float[Tensor, "B C D h w"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class MotionConfig:
     volume_size: int = 64
     appearance_width: int = 64  # channels of the first 2D convolution; doubles at each halving
     appearance_blocks: int = 6  # 3D residual blocks
+    middle_size: int = 32  # where the flattened, warped feature enters the decoder
     # pose encoder: ConvNeXt-Tiny by default
+    pose_stem: Literal["patch", "convolutions"] = "patch"  # ConvNeXt's own, or strided convolutions: learns much faster
     pose_dims: tuple[int, ...] = (96, 192, 384, 768)
     pose_depths: tuple[int, ...] = (3, 3, 9, 3)
     pose_layer_scale: float = 1e-6  # ConvNeXt's residual branches start this small; 1 learns faster in a short run
@@ -34,16 +37,25 @@ class MotionConfig:
     discriminator_cap: int = 512
 
     def __post_init__(self) -> None:
-        if self.size % self.volume_size or self.volume_size % 8:
-            raise ValueError(
-                f"size {self.size}, volume_size {self.volume_size}: volume_size must divide size and be a multiple of 8"
-            )
-        for name in ("size", "volume_size"):
+        for name in ("size", "volume_size", "middle_size", "fan_size"):
             value = getattr(self, name)
             if value & (value - 1):
                 raise ValueError(f"{name} = {value} must be a power of two: every stage halves or doubles")
+        if not 8 <= self.middle_size <= self.volume_size < self.size:
+            raise ValueError(
+                f"middle_size {self.middle_size}, volume_size {self.volume_size}, size {self.size}: "
+                "needed is 8 <= middle_size <= volume_size < size"
+            )
         if len(self.pose_dims) != len(self.pose_depths):
             raise ValueError(f"pose_dims {self.pose_dims} and pose_depths {self.pose_depths} differ in length")
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> MotionConfig:
+        """Inverse of `dataclasses.asdict`, also after a trip through JSON, which knows no tuples."""
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+        }
+        return cls(**values)
 
     def decoder_channels(self, resolution: int) -> int:
         """Channels of the decoder at a resolution; 512, 512, 512, 512, 256, 128 at 8² … 256² in the paper's size."""
@@ -52,8 +64,3 @@ class MotionConfig:
     def rgb_channels(self, resolution: int) -> int:
         """Channels of the toRGB* pyramid: 96 at 8² down to 3 at 256²."""
         return 3 * self.size // resolution
-
-    @property
-    def middle_size(self) -> int:
-        """Where the warped feature enters the decoder: 32 in the paper's size."""
-        return self.volume_size // 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -32,8 +34,9 @@ class MotionEvaluation(nn.Module):
         super().__init__()
         self.pose_error = MeanMetric()
         self.correlation = PearsonCorrCoef(num_outputs=len(POSE_COMPONENTS))
-        self.swap = nn.ModuleDict({name: MeanMetric() for name in SWAP_REGIONS})
-        self.copy = nn.ModuleDict({name: MeanMetric() for name in SWAP_REGIONS})
+        # Any: a ModuleDict forgets what its modules are
+        self.swap: Any = nn.ModuleDict({name: MeanMetric() for name in SWAP_REGIONS})
+        self.copy: Any = nn.ModuleDict({name: MeanMetric() for name in SWAP_REGIONS})
 
     def update(
         self,
@@ -77,4 +80,19 @@ class MotionEvaluation(nn.Module):
 
     def reset(self) -> None:
         for metric in (self.pose_error, self.correlation, *self.swap.values(), *self.copy.values()):
-            metric.reset()  # type: ignore[operator]  # values of a ModuleDict are typed as Module
+            metric.reset()
+
+
+def report(figures: Mapping[str, float]) -> str:
+    """The figures of a validation, as logged under val/, in a few lines for a terminal."""
+    correlations = ", ".join(f"{name} {figures[f'val/correlation_{name}']:.2f}" for name in POSE_COMPONENTS)
+    lines = [
+        "On identities that training never saw:",
+        f"  relative pose error          {figures['val/pose_error_deg']:.1f}°",
+        f"  correlation with the truth   {correlations}",
+        "  L1 to the truth              output  copying the source  ratio",
+    ]
+    for name in SWAP_REGIONS:
+        values = [figures[f"val/{kind}_{name}"] for kind in ("swap_l1", "copy_l1", "swap_ratio")]
+        lines.append("    {:<26} {:.4f}  {:.4f}              {:.2f}".format(name.replace("_", " and "), *values))
+    return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import lpips
 import torch
@@ -96,7 +96,7 @@ class PerceptualLoss(nn.Module):
         """Raises `WeightsError` where the network's file is missing or is not the registered one."""
         super().__init__()
         self.name = name
-        self.network: nn.Module
+        self.network: Any  # LPIPS, or a script module
         if name == "vgg16":
             self.network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
             state = weights.load_state_dict("vgg16")

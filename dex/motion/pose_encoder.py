@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from dex.motion.config import MotionConfig
+from dex.motion.layers import ResBlock2d
 from dex.pose import make_pose, rotation_from_6d
 
 # Of the last feature map this grid is kept: the position of the head is part of the answer, and an average over the
@@ -16,7 +17,11 @@ _GRID = 4
 
 
 class PoseEncoder(nn.Module):
-    """ConvNeXt; the head regresses a 6D rotation, t_x, t_y and log s, near the identity at first (sec. 3.1)."""
+    """ConvNeXt; the head regresses a 6D rotation, t_x, t_y and log s, near the identity at first (sec. 3.1).
+
+    ConvNeXt's stem cuts the picture into 4×4 patches, which a short run on small pictures does not get over; a stem of
+    strided convolutions (Xiao et al. 2021) does **(ours, `pose_stem`)**.
+    """
 
     def __init__(self, config: MotionConfig) -> None:
         super().__init__()
@@ -26,6 +31,11 @@ class PoseEncoder(nn.Module):
             for dim, after, depth in zip(config.pose_dims, following, config.pose_depths, strict=True)
         ]
         self.features = ConvNeXt(blocks, layer_scale=config.pose_layer_scale, num_classes=1).features
+        if config.pose_stem == "convolutions":
+            width = config.pose_dims[0]
+            self.features[0] = nn.Sequential(
+                nn.Conv2d(3, width // 2, 5, stride=2, padding=2), ResBlock2d(width // 2, width, stride=2)
+            )
         self.norm = nn.LayerNorm(config.pose_dims[-1])
         self.pool = nn.AdaptiveAvgPool2d(_GRID)
         self.head = nn.Linear(config.pose_dims[-1] * _GRID**2, 9)

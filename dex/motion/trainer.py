@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -173,8 +175,8 @@ class MotionTrainer(L.LightningModule):
         weights = {**vars(self.loss), "pose": losses.pose_weight(self.loss, self.global_step)}
         total = torch.stack([weights[name] * term for name, term in terms.items() if name in weights]).sum()
         self.check_finite({**terms, "total": total}, batch)
-        optimizer = self.optimizers()
-        optimizer = optimizer[0] if isinstance(optimizer, list) else optimizer
+        wrapped: Any = self.optimizers()
+        optimizer = wrapped[0] if isinstance(wrapped, list) else wrapped
         rate = self.set_rate(optimizer, self.optimisation.learning_rate)
         optimizer.zero_grad()
         self.manual_backward(total)
@@ -197,7 +199,7 @@ class MotionTrainer(L.LightningModule):
             terms["r1"] = losses.r1_penalty(self.discriminator, real)
             total = total + self.loss.r1 * self.loss.r1_interval * terms["r1"]
         self.check_finite(terms, batch)
-        optimizer = self.optimizers(use_pl_optimizer=False)[1]
+        optimizer = self.unwrapped_optimizers()[1]
         rate = self.set_rate(optimizer, self.optimisation.discriminator_learning_rate)
         optimizer.zero_grad()
         self.manual_backward(total)
@@ -205,6 +207,10 @@ class MotionTrainer(L.LightningModule):
         optimizer.step()
         self.log_dict({"grad_norm/discriminator": norm, "learning_rate/discriminator": rate})
         return {name: term.detach() for name, term in terms.items()}
+
+    def unwrapped_optimizers(self) -> list[torch.optim.Optimizer]:
+        found: Any = self.optimizers(use_pl_optimizer=False)
+        return found if isinstance(found, list) else [found]
 
     def set_rate(self, optimizer: torch.optim.Optimizer, base: float) -> float:
         rate = base * self.optimisation.factor(self.global_step)
@@ -235,6 +241,10 @@ class MotionTrainer(L.LightningModule):
             f"its samples: {', '.join(batch.key)}. Lower optimisation.learning_rate, set optimisation.clip_norm, "
             "or look at these samples."
         )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # As plain numbers: an export reads the checkpoint without unpickling classes.
+        checkpoint["motion_config"] = dataclasses.asdict(self.network)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         made = self.reenact(batch)

@@ -1,0 +1,185 @@
+"""The motion trainer as a whole: it learns, repeats itself, resumes exactly, and stops on nonsense."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from dex.batch import Batch, to_float
+from dex.export import export
+from dex.motion.encoders import ExportError, load_encoders, load_generator
+from dex.motion.losses import LossWeights
+from dex.motion.trainer import MotionTrainer, NonFiniteLossError, Optimisation
+from tests.motion.conftest import TINY, tiny_data, tiny_trainer
+
+# The losses of `golden()`: they change only when the method, its sampling or its data change, and then on purpose.
+GOLDEN: dict[int, float] = {}
+
+
+class Record(L.Callback):
+    """Every step's losses and sample keys."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.keys: list[list[str]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, _: Any, batch: Batch, __: int) -> None:
+        self.losses.append(trainer.callback_metrics["loss/total"].item())
+        self.keys.append(batch.key)
+
+
+def run(
+    module: MotionTrainer, steps: int, folder: Path, resume: Path | None = None, every: int = 1000, **data: Any
+) -> Record:
+    record = Record()
+    saved = ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1, filename="{step}")
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[record, saved],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, tiny_data(**data), ckpt_path=resume, weights_only=True)
+    return record
+
+
+def test_overfits_one_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    still = {"rotation": 0.0, "scale": 0.0, "translation": 0.0, "perspective": 0.0, "colour": 0.0}
+    module = tiny_trainer(
+        loss=LossWeights(l1=1, region_mouth=0.2, region_eyes=0.2, pose=0.5, adversarial=0),
+        optimisation=Optimisation(learning_rate=5e-3, betas=(0.9, 0.99), teacher_poses=20, clip_norm=1),
+        pose_augmentation=type(module_defaults().pose_augmentation)(**still),
+    )
+    batch = to_float(next(iter(tiny_data().train_dataloader())))
+    losses = [step_alone(module, batch, step) for step in range(250)]
+    assert min(losses[-10:]) < losses[0] / 5
+
+
+def module_defaults() -> MotionTrainer:
+    return tiny_trainer()
+
+
+def step_alone(module: MotionTrainer, batch: Batch, step: int) -> float:
+    """One optimisation step without a Lightning trainer, on the L1 and pose losses of one batch."""
+    if step == 0:
+        module.test_optimizer = torch.optim.Adam(module.generator.parameters(), 5e-3, (0.9, 0.99))
+    generated = module.generate(batch)
+    terms = module.generator_losses(batch, generated)
+    module.test_optimizer.zero_grad()
+    sum(terms.values()).backward()
+    torch.nn.utils.clip_grad_norm_(module.generator.parameters(), 1.0)
+    module.test_optimizer.step()
+    return terms["l1"].item()
+
+
+def test_losses_of_twenty_steps_are_golden(tmp_path: Path) -> None:
+    L.seed_everything(0, verbose=False)
+    found = run(tiny_trainer(), 20, tmp_path).losses
+    assert {step: found[step] for step in GOLDEN} == pytest.approx(GOLDEN, rel=2e-3)
+
+
+def test_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path) -> None:
+    L.seed_everything(0, verbose=False)
+    whole_module = tiny_trainer()
+    whole = run(whole_module, 8, tmp_path / "whole", every=5)
+    L.seed_everything(99, verbose=False)  # whatever the second process starts with must not matter
+    resumed_module = tiny_trainer()
+    resumed = run(resumed_module, 8, tmp_path / "resumed", resume=tmp_path / "whole" / "step=5.ckpt")
+    assert resumed.keys == whole.keys[5:]
+    assert resumed.losses == whole.losses[5:]
+    for name, tensor in whole_module.state_dict().items():
+        torch.testing.assert_close(resumed_module.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_seed_changes_samples_and_losses(tmp_path: Path) -> None:
+    L.seed_everything(0, verbose=False)
+    one = run(tiny_trainer(), 2, tmp_path, seed=1)
+    L.seed_everything(0, verbose=False)
+    two = run(tiny_trainer(), 2, tmp_path, seed=2)
+    assert one.keys != two.keys
+
+
+def test_step_counts_batches_although_two_optimisers_step(tmp_path: Path) -> None:
+    module = tiny_trainer()
+    before = copy.deepcopy(module.discriminator)
+    assert len(run(module, 4, tmp_path).losses) == 4
+    assert before is not None
+    changed = [
+        not torch.equal(a, b) for a, b in zip(before.parameters(), module.discriminator.parameters(), strict=True)
+    ]
+    assert any(changed)
+
+
+def test_discriminator_waits_for_its_start(tmp_path: Path) -> None:
+    module = tiny_trainer(loss=LossWeights(l1=1, adversarial=1, adversarial_start=100))
+    before = copy.deepcopy(module.discriminator.state_dict())
+    run(module, 2, tmp_path)
+    for name, tensor in module.discriminator.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_average_lags_behind_and_export_is_the_average(tmp_path: Path) -> None:
+    module = tiny_trainer()
+    run(module, 4, tmp_path, every=4)
+    assert not any(parameter.requires_grad for parameter in module.average.parameters())
+    live, lagging = module.generator.decoder.middle.weight, module.average.decoder.middle.weight
+    assert not torch.equal(live, lagging)
+    export(tmp_path / "step=4.ckpt", tmp_path / "export")
+    generator = load_generator(tmp_path / "export")
+    assert generator.config == TINY
+    batch = to_float(next(iter(tiny_data().val_dataloader())))
+    expected = module.reenact(batch)
+    source_pose = generator.pose_encoder(batch.source)
+    driving_pose = generator.pose_encoder(batch.pose_view.flatten(0, 1)).unflatten(0, (2, 2))
+    code = generator.expression_encoder(batch.expression_view.flatten(0, 1)).unflatten(0, (2, 2))
+    torch.testing.assert_close(generator(batch.source, source_pose, driving_pose, code), expected.fake)
+    encoders = load_encoders(tmp_path / "export" / "encoders")
+    torch.testing.assert_close(encoders["pose_encoder"](batch.source), source_pose)
+    assert not any(parameter.requires_grad for parameter in encoders.parameters())
+
+
+def test_export_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="not found"):
+        export(tmp_path / "last.ckpt", tmp_path)
+    with pytest.raises(ExportError, match="export"):
+        load_generator(tmp_path)
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ExportError, match="not a checkpoint of the motion trainer"):
+        export(tmp_path / "other.ckpt", tmp_path)
+
+
+def test_nan_stops_with_keys_and_the_batch_on_disk(tmp_path: Path) -> None:
+    module = tiny_trainer()
+    with torch.no_grad():
+        module.generator.decoder.middle.bias[0] = float("nan")
+    with pytest.raises(NonFiniteLossError, match=r"step 0: loss .*l1.*synthetic-") as caught:
+        run(module, 2, tmp_path)
+    saved = list(tmp_path.glob("nonfinite-step-0.safetensors"))
+    assert len(saved) == 1
+    assert str(saved[0]) in str(caught.value)
+
+
+def test_frozen_things_stay_out_of_the_optimisers() -> None:
+    module = tiny_trainer()
+    optimised = {id(p) for o in module.configure_optimizers() for g in o.param_groups for p in g["params"]}
+    assert not optimised & {id(p) for p in module.average.parameters()}
+    assert optimised == {id(p) for m in (module.generator, module.discriminator) for p in m.parameters()}
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    settings = Optimisation(warmup_steps=10, decay_steps=100)
+    assert settings.factor(0) == pytest.approx(0.1)
+    assert settings.factor(50) == pytest.approx(0.5)
+    assert settings.factor(100) == pytest.approx(0)
+    assert Optimisation().factor(123_456) == 1
