@@ -98,7 +98,9 @@ def neutral(
         centre, radius = eyes[k, :3], eyes[k, 3]
         v[t.parts[f"rim_{side}"].slice] = skin[t.lids[k, 0]] + (0, 0, 0.05)
         v[t.parts[f"eye_{side}"].slice] = centre + radius * t.parts[f"eye_{side}"].shape
-        v[t.parts[f"glint_{side}"].slice] = centre + radius * (GLINT + 0.15 * t.parts[f"glint_{side}"].shape)
+        glint = GLINT + 0.14 * t.parts[f"glint_{side}"].shape
+        glint *= 1.015 / np.linalg.norm(glint, axis=1, keepdims=True)  # just over the eyeball, well under the lids
+        v[t.parts[f"glint_{side}"].slice] = centre + radius * glint
     middle = skin[t.lips[0, 3 * LIP_POINTS // 4]]
     for part, offset in (
         ("teeth_upper", (0, -0.068, 0.075)),
@@ -215,7 +217,8 @@ def paint(t: Template, colours: Palette) -> tuple[Array, Array]:
     albedo, gloss = np.ones((t.size, 3), np.float32), np.zeros(t.size, np.float32)
     gloss[: len(t.directions)] = 0.10
     flat = {
-        "roll": np.array((0.50, 0.40, 0.40)), "throat": np.array((0.13, 0.09, 0.09)), "tongue": np.array((0.72, 0.34, 0.34)),
+        "roll": np.array((0.50, 0.40, 0.40)), "throat": np.array((0.13, 0.09, 0.09)), 
+        "tongue": np.array((0.72, 0.34, 0.34)),
         "glint_left": np.array((1.6, 1.6, 1.6)), "glint_right": np.array((1.6, 1.6, 1.6)), "bun": colours.hair,
         "hair": colours.hair, "spectacles": colours.frame, "rim_left": np.array((0.6, 0.5, 0.5)),
         "rim_right": np.array((0.6, 0.5, 0.5)),

@@ -159,7 +159,8 @@ def test_every_blendshape_shows_and_stays_local(name):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_blink_covers_the_eyeball_and_jaw_shows_the_cavity(seed):
-    head = painted([("eye_left", (1, 0, 0)), ("eye_right", (1, 0, 0)), ("throat", (0, 1, 0))], seed)
+    eyes = [(f"{part}_{side}", (1, 0, 0)) for part in ("eye", "glint") for side in ("left", "right")]
+    head = painted([*eyes, ("throat", (0, 1, 0))], seed)
     blink, jaw = single("eyeBlinkLeft") + single("eyeBlinkRight"), single("jawOpen")
     still, closed, opened = (render(head, e[None], pose(), 128).image[0].astype(int) for e in (NEUTRAL[0], blink, jaw))
     red = [(i[:, :, 0] > 60).sum() for i in (still, closed, opened)]
