@@ -46,7 +46,7 @@ def _prepare(arguments: list[str]) -> str:
     parser.add_argument(
         "--min-face-share", type=float, default=0.15, help="the same over the picture's shorter side, unless size/4"
     )
-    parser.add_argument("--min-sharpness", type=float, default=12.0, help="variance of the Laplacian over the face")
+    parser.add_argument("--min-sharpness", type=float, default=5.0, help="variance of the Laplacian over the face")
     parser.add_argument("--min-fps", type=float, default=7.0, help="slowest source")
     parser.add_argument("--licence", default="", help="licence note for every clip; the layout's own by default")
     options = vars(parser.parse_args(arguments))

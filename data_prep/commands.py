@@ -31,18 +31,19 @@ def prepare(root: Path, out: Path, layout: str, settings: Settings, workers: int
     root, out = root.resolve(), out.resolve()
     sources, copies = _sources(root, out, layout, part)
     begun_with = {**asdict(settings), "layout": layout, "part": f"{part[0]}/{part[1]}"}
+    staging = Staging(out)
     if finished := report.load(out):
         _check_finished(out, finished, begun_with, sources)
-        Staging(out).discard()  # where the last run was killed while it tidied up
-        return report.summary(report.records_of(finished)) + "already complete, nothing to do\n"
-    _check_machine()
-    staging = Staging(out)
-    with staging.opened(begun_with):
-        records = _run(sources, copies, staging, settings, workers)
-        clips = list(staging.clips(sources))
-        text = _publish(out, clips, records, begun_with)
-        staging.discard()
-    if not clips:
+        staging.discard()  # where the last run was killed while it tidied up
+        records = report.records_of(finished)
+        text = report.summary(records) + "already complete, nothing to do\n"
+    else:
+        _check_machine()
+        with staging.opened(begun_with):
+            records = _run(sources, copies, staging, settings, workers)
+            text = _publish(out, list(staging.clips(sources)), records, begun_with)
+            staging.discard()
+    if not any(record.clips for record in records):
         print(text, file=sys.stderr, end="")
         raise ShardError(f"no clip was accepted from {len(records)} files; {out / report.NAME} has the reasons")
     return text

@@ -19,7 +19,7 @@ from data_prep.boxes import bounds, larger_side
 RULE = "smoothed-face-square.v1"
 MARGIN = 1.9
 SHIFT_UP = 0.06
-MIN_MARGIN = 1.4
+MIN_MARGIN = 1.25
 MAX_PADDING = 0.10
 _SIGMAS = (1.0, 0.5, 0.25, 0.125)  # seconds
 _AWAY = 0.1

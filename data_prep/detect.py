@@ -24,6 +24,7 @@ from dex import weights
 _SEARCH_EVERY = 5  # frames between two looks at the whole picture
 _SEARCH_SIDE = 480  # pixels: YuNet sees the picture scaled down to this
 _MIN_SCORE = 0.6  # of YuNet, for the face that is followed
+_FADE = 0.8  # of the score, at a look that misses the face
 _MIN_OTHER_SCORE = 0.8  # for a second face: posters and hands score lower
 _WINDOW = 1.8  # side of the landmarker's square / larger side of the landmarks' box
 _MIN_WINDOW = 8  # pixels of the picture
@@ -46,7 +47,7 @@ class Face:
 @dataclass(frozen=True)
 class Seen:
     face: Face | None  # the one that is followed
-    score: float  # YuNet's for that face in the last look at the whole picture, 0 where it did not see it
+    score: float  # YuNet's for that face in the last look at the whole picture, fading where it misses it
     others: Float[np.ndarray, "N 4"]  # boxes of other faces in that look
 
 
@@ -101,7 +102,8 @@ class FaceTracker:
             return Seen(None, 0.0, boxes[scores >= _MIN_OTHER_SCORE])
         self._age, self._box = 0, bounds(face.landmarks)
         same = (overlap(self._box, boxes) >= _SAME_FACE) | centre_inside(boxes, self._box)
-        self._score = float(scores[same].max(initial=0.0))
+        # Three looks in a row that miss a followed face (0.6 s) make it unsure; one is an odd angle or a hand.
+        self._score = float(scores[same].max(initial=_FADE * self._score))
         self._others = boxes[~same & (scores >= _MIN_OTHER_SCORE)]
         return Seen(face, self._score, self._others)
 

