@@ -22,6 +22,7 @@ from typing import IO, Any
 import av
 import decord
 import numpy as np
+import torch
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from jaxtyping import Shaped
 
@@ -160,7 +161,7 @@ class ClipReader:
         """uint8 RGB frames at `indices` (any order, repeats allowed). Raises `VideoError` where one is not there."""
         wanted, places = np.unique(np.asarray(indices), return_inverse=True)  # in rising order: decord seeks less
         try:
-            frames = self._one_by_one(wanted) if self._padded else self._reader.get_batch(wanted).asnumpy()
+            frames = self._one_by_one(wanted) if self._padded else _numpy(self._reader.get_batch(wanted))
         except (decord.DECORDError, IndexError) as error:
             if not self._padded and "size must exactly match" in str(error):
                 self._padded = True
@@ -174,6 +175,11 @@ class ClipReader:
         rows = [self._reader[int(i)].asnumpy() for i in indices]
         height, width = rows[0].shape[:2]
         return np.stack([row.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3) for row in rows])
+
+
+def _numpy(frames: decord.nd.NDArray) -> Shaped[np.ndarray, "N H W 3"]:
+    """The same memory: decord's own `asnumpy` copies, which costs a tenth of decoding."""
+    return torch.from_dlpack(frames.to_dlpack()).numpy()
 
 
 def _check_boxes(data: bytes) -> None:

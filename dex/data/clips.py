@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
-from PIL import Image, ImageFilter
+import torch.nn.functional as F
+from jaxtyping import Shaped
+from torch.utils.data import default_collate
 
 from dex.batch import Batch
-from dex.data.regions import BACKGROUND, region_map
+from dex.data.regions import BACKGROUND, region_maps
 from dex.data.shards import ClipMeta, FrameLabels, ShardError, StoredClip
 from dex.video import ClipReader, VideoError
 
@@ -52,6 +53,10 @@ class OpenClip:
         self.labels = FrameLabels.from_npz(stored.members["npz"]())
         if len(self.labels) != self.meta.frames:
             raise ShardError(f"{len(self.labels)} rows of labels for {self.meta.frames} frames")
+        # An unknown pose is the identity with weight 0, never NaN.
+        known = np.isfinite(self.labels.pose).all(axis=(1, 2)) & (self.labels.pose_weight > 0)
+        self.pose = np.where(known[:, None, None], self.labels.pose, np.eye(3, 4)).astype(np.float32)
+        self.pose_weight = np.where(known, self.labels.pose_weight, 0).astype(np.float32)
         self.size = size
         self._reader = ClipReader(
             stored.members["mp4"](), self.meta.frames, None if size == self.meta.crop.size else size
@@ -61,14 +66,14 @@ class OpenClip:
         return self._reader.get(indices)
 
     def regions(self, indices: Sequence[int]) -> Shaped[np.ndarray, "N H W"]:
-        scheme = self.meta.landmark_scheme
-        return np.stack([region_map(self.labels.landmarks[i], scheme, self.size) for i in indices])
+        return region_maps(self.labels.landmarks[list(indices)], self.meta.landmark_scheme, self.size)
 
 
 def draw_samples(group: list[OpenClip], how: Sampling, count: int, rng: np.random.Generator) -> list[Batch]:
     """Up to `count` samples from clips that show the same instants through several cameras (or one).
 
-    Samples are Batches whose tensors lack the leading dimension. Raises `UnusableError` where there are none.
+    Samples are Batches whose tensors lack the leading dimension, and whose pictures still are (…, H, W, 3) as decoded:
+    `join` puts the channels first. Raises `UnusableError` where there are none.
     """
     if how.mode == "pairs":
         return _draw_pairs(group, how, count, rng)
@@ -131,12 +136,13 @@ def _name(group: list[OpenClip], shots: list[Shot]) -> str:
 
 
 def _labels(group: list[OpenClip], shots: Sequence[Shot]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pose, its weight, and region map of each shot. An unknown pose is the identity with weight 0, never NaN."""
-    pose = np.stack([group[camera].labels.pose[frame] for camera, frame in shots])
-    weight = np.stack([group[camera].labels.pose_weight[frame] for camera, frame in shots])
-    unknown = ~np.isfinite(pose).all(axis=(1, 2)) | ~(weight > 0)
-    pose, weight = np.where(unknown[:, None, None], np.eye(3, 4), pose), np.where(unknown, 0, weight)
-    return pose, weight, np.concatenate([group[camera].regions([frame]) for camera, frame in shots])
+    """Pose, its weight, and region map of each shot."""
+    if len({camera for camera, _ in shots}) == 1:
+        clip, frames = group[shots[0][0]], [frame for _, frame in shots]
+        return clip.pose[frames], clip.pose_weight[frames], clip.regions(frames)
+    parts = [_labels(group, [shot]) for shot in shots]
+    pose, weight, region = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return pose, weight, region
 
 
 # ---- clip: one source, T consecutive frames --------------------------------------------------------------------------
@@ -149,21 +155,23 @@ def _draw_clips(clip: OpenClip, how: Sampling, count: int, rng: np.random.Genera
             f"{total} frames, need {length + 1}. Lower data.clip_length or prepare with --min-seconds "
             f"{(length + 1) / clip.meta.fps:g}"
         )
-    samples = []
+    samples, motion = [], 0.0
     for _ in range(count):
         begin = int(rng.integers(total - length + 1))
         source = int(rng.integers(total - length))  # among the frames outside the window
         source += length if source >= begin else 0
         window = range(begin, begin + length)
-        pictures = clip.frames([source, *window])
+        pictures = clip.frames(sorted([source, *window]))
+        shown, rest = (pictures[:1], pictures[1:]) if source < begin else (pictures[-1:], pictures[:-1])
         labels = [_labels([clip], [(0, i) for i in part]) for part in ([source], window)]
-        motion = background_motion(pictures[1:], labels[1][2])
-        if how.max_background_motion is not None and motion > how.max_background_motion:
-            continue
+        if how.max_background_motion is not None:
+            motion = background_motion(rest, labels[1][2])
+            if motion > how.max_background_motion:
+                continue
         samples.append(
             _sample(
                 key=f"{clip.meta.key}@{source}|{clip.meta.key}@{begin}-{begin + length - 1}",
-                pictures=[pictures[:1], pictures[1:], pictures[1:]],
+                pictures=[shown, rest, rest],
                 labels=labels,
                 same_view=True,
             )
@@ -174,43 +182,54 @@ def _draw_clips(clip: OpenClip, how: Sampling, count: int, rng: np.random.Genera
 
 
 def background_motion(frames: Shaped[np.ndarray, "T H W 3"], regions: Shaped[np.ndarray, "T H W"]) -> float:
-    """Mean |difference| of neighbouring frames in 8-bit levels, over the background: above the chin, beside the head.
+    """Mean |difference| of neighbouring frames in 8-bit levels (green) over the background above the chin.
 
     Shoulders move with the speaker, hence only what lies above the lowest point of the head counts. 0 where the
     background is too small to tell.
     """
     step = max(1, frames.shape[1] // _MOTION_SIDE)
-    coarse = frames[:, ::step, ::step].astype(np.int16)
+    green = frames[:, ::step, ::step, 1].astype(np.int16)  # a third of the work, and most of the brightness
     head = (regions[:, ::step, ::step] != BACKGROUND).any(axis=0)
     rows = np.flatnonzero(head.any(axis=1))
-    grown = Image.fromarray(head.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * _HEAD_MARGIN + 1))
-    background = np.asarray(grown) == 0
+    grown = F.max_pool2d(torch.from_numpy(head)[None].float(), 2 * _HEAD_MARGIN + 1, stride=1, padding=_HEAD_MARGIN)
+    background = grown[0].numpy() == 0
     background[rows[-1] + 1 if len(rows) else len(background) :] = False
-    if background.mean() < _MIN_BACKGROUND or len(coarse) < 2:
+    if background.mean() < _MIN_BACKGROUND or len(green) < 2:
         return 0.0
-    return float(np.abs(np.diff(coarse[:, background], axis=0)).mean())
+    return float(np.abs(np.diff(green, axis=0)).mean(axis=0)[background].mean())
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------------
 
 
+def join(samples: list[Batch]) -> Batch:
+    """The Batch of `samples`. Channels come first in shape only: memory stays as decoded, since moving bytes around
+    costs a loader process nearly as much as decoding."""
+    shared = all(sample.expression_view is sample.driving for sample in samples)
+    fields = {
+        # in a loader process it writes straight into the memory that the main process will see
+        name: default_collate([getattr(sample, name) for sample in samples])
+        for name, value in vars(samples[0]).items()
+        if isinstance(value, torch.Tensor) and not (shared and name == "expression_view")
+    }
+    for name in ("source", "driving", "expression_view"):
+        fields[name] = fields[name].movedim(-1, -3) if name in fields else fields["driving"]
+    return Batch(key=[key for sample in samples for key in sample.key], **fields)
+
+
 def _sample(key: str, pictures: list[np.ndarray], labels: Sequence[tuple[np.ndarray, ...]], same_view: bool) -> Batch:
-    """A Batch without its leading dimension, from [source, driving, views] and [source, driving] labels."""
-    source, driving, views = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in pictures)
+    """A sample from [source, driving, views] pictures and [source, driving] labels."""
+    source, driving, views = (torch.from_numpy(part) for part in pictures)
     (source_pose, source_weight, source_region), (pose, weight, region) = labels
     return Batch(
         key=[key],
         source=source[0],
         driving=driving,
         expression_view=driving if same_view else views,
-        source_pose=_float(source_pose)[0],
-        driving_pose=_float(pose),
-        source_pose_weight=_float(source_weight)[0],
-        driving_pose_weight=_float(weight),
+        source_pose=torch.from_numpy(source_pose)[0],
+        driving_pose=torch.from_numpy(pose),
+        source_pose_weight=torch.from_numpy(source_weight)[0],
+        driving_pose_weight=torch.from_numpy(weight),
         driving_region=torch.from_numpy(region),
         source_region=torch.from_numpy(source_region)[0],
     )
-
-
-def _float(array: Float[np.ndarray, "*n"]) -> Float[torch.Tensor, "*n"]:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

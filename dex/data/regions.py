@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import numba
 import numpy as np
 from jaxtyping import Float, Shaped
-from PIL import Image, ImageDraw
 
 from dex.data.shards import ShardError
 
@@ -52,33 +52,52 @@ def landmark_groups(scheme: str) -> LandmarkGroups:
     if scheme == "synthetic":
         from dex.data.synthetic import LANDMARK_GROUPS as GROUPS  # it brings a compiler: only where it is needed
 
-        return LandmarkGroups(face=GROUPS["face"], eyes=GROUPS["eyes"], mouth=GROUPS["mouth"])  # type: ignore[arg-type]
+        return LandmarkGroups(face=GROUPS["face"], eyes=GROUPS["eyes"], mouth=GROUPS["mouth"])
     raise ShardError(f"landmark scheme {scheme!r} is not known; known: 'mediapipe_478', 'synthetic'")
 
 
-def region_map(landmarks: Float[np.ndarray, "L 2"], scheme: str, size: int) -> Shaped[np.ndarray, "size size"]:
-    """uint8 map of one frame: 0 background, 1 head, 2 face, 3 eyes, 4 mouth. All 0 where no landmarks are known (NaN).
+def region_maps(landmarks: Float[np.ndarray, "T L 2"], scheme: str, size: int) -> Shaped[np.ndarray, "T size size"]:
+    """uint8 maps of T frames: 0 background, 1 head, 2 face, 3 eyes, 4 mouth. All 0 where no landmarks are known (NaN).
 
     `landmarks` are normalised image coordinates in [-1, 1]. The head is a grown outline of the face, not a matte.
     """
-    canvas = Image.new("L", (size, size), BACKGROUND)
-    if np.isfinite(landmarks).all():
-        groups = landmark_groups(scheme)
-        pixels = (landmarks + 1) * (size / 2) - 0.5
-        draw = ImageDraw.Draw(canvas)
-        face = pixels[list(groups.face)]
-        _fill(draw, _grown(face, _HEAD_GROWTH) - [0, _HEAD_LIFT * np.ptp(face[:, 1])], HEAD)
-        _fill(draw, face, FACE)
-        for eye in groups.eyes:
-            _fill(draw, _grown(pixels[list(eye)], _EYE_GROWTH), EYES)
-        _fill(draw, _grown(pixels[list(groups.mouth)], _MOUTH_GROWTH), MOUTH)
-    return np.asarray(canvas)
+    groups = landmark_groups(scheme)
+    known = np.isfinite(landmarks).all(axis=(1, 2))
+    pixels = (np.where(known[:, None, None], landmarks, 9.0).astype(np.float64) + 1) * (size / 2) - 0.5
+    face = pixels[:, groups.face]
+    lift = _HEAD_LIFT * np.ptp(face[..., 1], axis=1)[:, None, None] * np.array([0.0, 1.0])
+    maps = np.zeros((len(landmarks), size, size), np.uint8)
+    _fill(maps, _grown(face, _HEAD_GROWTH) - lift, HEAD)
+    _fill(maps, face, FACE)
+    for eye in groups.eyes:
+        _fill(maps, _grown(pixels[:, eye], _EYE_GROWTH), EYES)
+    _fill(maps, _grown(pixels[:, groups.mouth], _MOUTH_GROWTH), MOUTH)
+    return maps
 
 
-def _grown(outline: Float[np.ndarray, "N 2"], factor: float) -> Float[np.ndarray, "N 2"]:
-    centre = (outline.min(axis=0) + outline.max(axis=0)) / 2
+def _grown(outline: Float[np.ndarray, "T N 2"], factor: float) -> Float[np.ndarray, "T N 2"]:
+    centre = (outline.min(axis=1, keepdims=True) + outline.max(axis=1, keepdims=True)) / 2
     return centre + factor * (outline - centre)
 
 
-def _fill(draw: ImageDraw.ImageDraw, outline: Float[np.ndarray, "N 2"], value: int) -> None:
-    draw.polygon(outline.ravel().tolist(), fill=value)
+@numba.njit(cache=True)
+def _fill(maps: Shaped[np.ndarray, "T H W"], outlines: Float[np.ndarray, "T N 2"], value: int) -> None:
+    """Paints `value` from the first to the last crossing of each row with the closed outline: a dent in the side of a
+    region is filled, and a map costs a few microseconds where a general polygon costs more than decoding."""
+    frames, height, width = maps.shape
+    first, last = np.empty(height), np.empty(height)
+    for t in range(frames):
+        first[:], last[:] = np.inf, -np.inf
+        for i in range(outlines.shape[1]):
+            x0, y0, x1, y1 = outlines[t, i - 1, 0], outlines[t, i - 1, 1], outlines[t, i, 0], outlines[t, i, 1]
+            if y0 > y1:
+                x0, y0, x1, y1 = x1, y1, x0, y0
+            if y0 == y1:  # a level edge: its neighbours reach its ends
+                continue
+            slope = (x1 - x0) / (y1 - y0)
+            for y in range(max(0, int(np.ceil(y0))), min(height - 1, int(np.floor(y1))) + 1):
+                x = x0 + (y - y0) * slope
+                first[y], last[y] = min(first[y], x), max(last[y], x)
+        for y in range(height):
+            if first[y] <= last[y]:
+                maps[t, y, max(0, int(np.ceil(first[y]))) : min(width - 1, int(np.floor(last[y]))) + 1] = value

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dex.batch import Batch, collate
-from dex.data.clips import DAMAGE, OpenClip, Sampling, UnusableError, draw_samples
+from dex.batch import Batch
+from dex.data.clips import DAMAGE, OpenClip, Sampling, UnusableError, draw_samples, join
 from dex.data.reading import Tally, Unit, read_units
 from dex.data.shards import ShardError
 
@@ -83,7 +83,7 @@ class TrainStream(IterableDataset):
             window = _Window(itertools.islice(units, done * per_batch, None))
             for number in range(done, per_epoch):
                 rng = np.random.default_rng([schedule.seed, _SAMPLES, epoch, index, number])
-                yield _join(_fill(schedule, window, rng, tally))
+                yield join(_fill(schedule, window, rng, tally))
                 window.advance(per_batch)
             epoch, done = epoch + 1, 0
 
@@ -213,7 +213,7 @@ class PassStream(IterableDataset):
             tally.check()
         if not samples:
             raise ShardError(f"no clip of a validation batch is of use{tally.last()}")
-        return _join(samples)
+        return join(samples)
 
 
 # ---- shared by both --------------------------------------------------------------------------------------------------
@@ -229,12 +229,6 @@ def _draw(unit: Unit, sampling: Sampling, count: int, rng: np.random.Generator, 
     except DAMAGE as error:
         tally.skip(unit.group, error)
     return []
-
-
-def _join(samples: list[Batch]) -> Batch:
-    shared = all(sample.expression_view is sample.driving for sample in samples)
-    batch = collate(samples)
-    return replace(batch, expression_view=batch.driving) if shared else batch  # half the bytes through the queue
 
 
 @dataclass

@@ -183,7 +183,7 @@ class TalkingHeads(L.LightningDataModule):
         if self.trainer is not None and self.trainer.training:
             self.consumed += 1
             self._log()
-        return to_float(batch)
+        return to_float(_channels_first(batch))
 
     def _log(self) -> None:
         assert self.trainer is not None
@@ -204,6 +204,14 @@ class TalkingHeads(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.consumed = state_dict["consumed"]
+
+
+def _channels_first(batch: Batch) -> Batch:
+    """In memory as well as in shape: the loader leaves that to the device."""
+    shared = batch.expression_view is batch.driving
+    driving = batch.driving.contiguous()
+    views = driving if shared else batch.expression_view.contiguous()
+    return replace(batch, source=batch.source.contiguous(), driving=driving, expression_view=views)
 
 
 def _hash(name: str) -> str:
