@@ -130,21 +130,14 @@ def _run(
     sources: list[Source], copies: dict[str, str], staging: Staging, settings: Settings, workers: int
 ) -> list[Record]:
     """Processes what has no record yet, with a progress bar over the files' bytes."""
-    records = {source.file: record for source in sources if (record := staging.record(source))}
+    records, jobs = _records_and_jobs(sources, copies, staging)
     sizes = {source.file: _size(source) for source in sources}
-    jobs = []
-    for source in sources:
-        if source.file in copies:
-            copy = Record(source.file, filters.DUPLICATE, f"the same bytes are in {copies[source.file]}")
-            records[source.file] = copy
-        elif source.file not in records:
-            staging.clear(source)
-            jobs.append((source, staging.clips_folder(source)))
     done = sum(sizes[name] for name in records)
+    clips = sum(len(record.clips) for record in records.values())
     shares: dict[str, float] = {}
     frames, begun = 0.0, time.monotonic()
-    quiet = {} if sys.stderr.isatty() else {"mininterval": 10.0}
-    with tqdm(total=sum(sizes.values()), initial=done, unit="B", unit_scale=True, desc="prepare", **quiet) as bar:
+    how = {"unit": "B", "unit_scale": True, "smoothing": 0.0, "mininterval": 0.1 if sys.stderr.isatty() else 10.0}
+    with tqdm(total=sum(sizes.values()), initial=done, desc="prepare", **how) as bar:
 
         def show() -> None:
             bar.n = round(done + sum(sizes[name] * share for name, share in shares.items()))
@@ -160,12 +153,30 @@ def _run(
             shares.pop(source.file, None)
             done += sizes[source.file]
             frames += record.seconds * FPS
-            clips = sum(len(one.clips) for one in records.values())
+            clips += len(record.clips)
             rate = frames / (time.monotonic() - begun)
             told = f"{len(records)}/{len(sources)} files, {clips} clips, {rate:.0f} frames/s"
             bar.set_postfix_str(told, refresh=False)
             show()
     return [records[source.file] for source in sources]
+
+
+def _records_and_jobs(
+    sources: list[Source], copies: dict[str, str], staging: Staging
+) -> tuple[dict[str, Record], list[pool.Job]]:
+    """What is decided already, by file, and what is to do."""
+    records: dict[str, Record] = {}
+    jobs: list[pool.Job] = []
+    for source in sources:
+        if source.file in copies:
+            detail = f"the same bytes are in {copies[source.file]}"
+            records[source.file] = Record(source.file, filters.DUPLICATE, detail)
+        elif record := staging.record(source):
+            records[source.file] = record
+        else:
+            staging.clear(source)
+            jobs.append((source, staging.clips_folder(source)))
+    return records, jobs
 
 
 def _size(source: Source) -> int:

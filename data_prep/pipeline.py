@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -68,7 +70,7 @@ def process(source: Source, settings: Settings, tracker: FaceTracker, folder: Pa
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
                 raise
             record.reason = filters.UNREADABLE
-            record.detail = str(error) if isinstance(error, video.VideoError) else error.strerror or str(error)
+            record.detail = _plain(error, source)
     record.note = "; ".join(notes)
     if not record.clips and not record.reason:
         record.reason, record.detail = _main_reason(record.rejected)
@@ -78,9 +80,7 @@ def process(source: Source, settings: Settings, tracker: FaceTracker, folder: Pa
 def _process(
     source: Source, settings: Settings, tracker: FaceTracker, folder: Path, progress: Progress, record: Record
 ) -> None:
-    if not source.picture_fps:
-        with open(source.path, "rb"):  # permission, missing file: the system's own words
-            pass
+    _check_readable(source.path)
     info = frames.describe(source)
     record.width, record.height, record.fps, record.codec = info.width, info.height, round(info.fps, 3), info.codec
     if 0 < info.fps < settings.min_fps:
@@ -101,6 +101,17 @@ def _process(
             logging.getLogger(video.__name__).warning(ended)
         job = _Encoder(source, settings, tracker, info, record, folder, Path(scratch))
         job.run(rows, lambda row: progress(_ANALYSIS_SHARE + (1 - _ANALYSIS_SHARE) * row / max(1, len(rows))))
+
+
+def _check_readable(path: Path) -> None:
+    """Raises `OSError` in the system's own words, and `VideoError` for pipes and devices, which could block."""
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
+        os.listdir(path)
+    elif stat.S_ISREG(kind):
+        path.open("rb").close()
+    else:
+        raise video.VideoError("a pipe, socket or device, not a file")
 
 
 @dataclass(frozen=True)
@@ -258,6 +269,12 @@ def _main_reason(rejected: list[dict]) -> tuple[str, str]:
     reason = max(seconds, key=lambda name: seconds[name])
     longest = max((span for span in rejected if span["reason"] == reason), key=lambda span: span["seconds"])
     return reason, longest["detail"]
+
+
+def _plain(error: Exception, source: Source) -> str:
+    """An error's words without the path and the number that libav puts in."""
+    text = getattr(error, "strerror", None) or str(error)
+    return re.sub(r"\[Errno -?\d+\] ", "", text).replace(f": '{source.path}'", "")
 
 
 def _slug(name: str) -> str:
