@@ -28,8 +28,7 @@ FAULT = "fault of data_prep"
 
 _MIN_SCORE = 0.5  # of the detector for the followed face
 _MIN_OTHER = 0.5  # a second face counts when it is this large beside the first, or inside the crop
-_OUTSIDE = 0.04  # share of landmarks that may lie outside the picture
-_CROP_EDGE = 0.02  # of the crop's side: the face stays this far from its edge
+_OUTSIDE = 0.04  # share of landmarks that may lie outside the picture, or the crop
 
 
 def instant_reasons(
@@ -81,8 +80,12 @@ def clip_reason(
         return BLURRED, f"sharpness {sharp:.1f}, need {settings.min_sharpness:g} (--min-sharpness)"
     if (share := crop.padding(squares, width, height)) > crop.MAX_PADDING:
         return BORDER, f"{share:.0%} of the crop would lie outside, at most {crop.MAX_PADDING:.0%} may"
-    edge = _CROP_EDGE * squares[:, 2:]
-    box = bounds(rows["landmarks"])
-    if (box[:, :2] < squares[:, :2] + edge).any() or (box[:, 2:] > squares[:, :2] + squares[:, 2:] - edge).any():
-        return UNSTEADY, "the head moves faster than the crop follows"
+    low, high = squares[:, None, :2], squares[:, None, :2] + squares[:, None, 2:]
+    points = rows["landmarks"]
+    outside = ((points < low) | (points > high)).any(-1).mean(-1)
+    if (share := float(outside.max())) > _OUTSIDE:
+        return (
+            UNSTEADY,
+            f"{share:.0%} of the landmarks leave the crop, at most {_OUTSIDE:.0%} may",
+        )
     return None
