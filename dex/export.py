@@ -14,13 +14,15 @@ import torch
 
 from dex.motion.config import MotionConfig
 from dex.motion.encoders import ExportError, save_generator
+from dex.motion.trainer import SETTINGS
 
 
 def export(checkpoint: Path, out: Path) -> None:
     """Raises `ExportError` where the checkpoint is missing or is not a motion trainer's."""
     if not checkpoint.is_file():
         raise ExportError(f"{checkpoint}: not found. A run writes it while `python -m dex.fit` trains.")
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals(SETTINGS):
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     state = {
         name.removeprefix("average."): tensor
         for name, tensor in content["state_dict"].items()

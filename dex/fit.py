@@ -7,6 +7,7 @@ checkpoints, result. The same command on an unfinished run continues it at its l
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -64,7 +65,7 @@ class FitCLI(LightningCLI):
 
     def settings(self) -> dict[str, Any]:
         """What must be the same when a run is continued."""
-        whole = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        whole = yaml.safe_load(self.parser.dump(self.config))
         return {name: whole[name] for name in ("seed_everything", "model", "data")}
 
 
@@ -108,24 +109,28 @@ def fit(cli: FitCLI) -> None:
         print(f"\n{seconds:.0f} s of training. Curves and pictures: tensorboard --logdir {cli.folder}")
 
 
-def main(args: list[str] | None = None) -> None:
-    args = sys.argv[1:] if args is None else args
+def make_cli(args: list[str]) -> FitCLI:
+    """Parses and builds everything; trains nothing yet."""
     if not any(argument.split("=")[0] in ("--config", "-c", "--help", "-h") for argument in args):
         args = ["--config", str(QUICKSTART), *args]
-    # Lightning's advice for other ways of training, and its own internal deprecations, are no news to a user.
+    return FitCLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        run=False,
+        args=args,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+def main() -> None:
+    # Lightning's advertisements, its advice for other ways of training, and its own deprecations are no news to a user.
     warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     try:
-        cli = FitCLI(
-            L.LightningModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            run=False,
-            args=args,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-        )
-        fit(cli)
+        fit(make_cli(sys.argv[1:]))
     except USER_ERRORS as error:
         if os.environ.get("DEX_TRACEBACK"):
             raise

@@ -115,6 +115,12 @@ def geodesic(a: Float[Tensor, "*b 3 3"], b: Float[Tensor, "*b 3 3"]) -> Float[Te
     return 2 * torch.atan2(chord, ((1 + trace).clamp_min(1e-12) / 4).sqrt())
 
 
+def full_precision(like: Tensor) -> torch.autocast:
+    """Context without autocast on the device of `like`: bf16 has 0.4 % of resolution, too little for geometry."""
+    # The meta device, on which shapes are checked, knows no autocast.
+    return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)
+
+
 def base_grid(*size: int, device: torch.device | None = None) -> Float[Tensor, "*size n"]:
     """Normalised coordinates of pixel or voxel centres; `size` is (H, W) or (D, H, W), the result (x, y[, z])."""
     axes = [(2 * torch.arange(n, device=device, dtype=torch.float32) + 1) / n - 1 for n in size]
@@ -135,8 +141,7 @@ def warp_volume(
     Trilinear, zero outside the volume. Sampled in float32 whatever the precision of the volume: bf16 coordinates would
     move voxels by up to half a cell.
     """
-    # The meta device, on which shapes are checked, knows no autocast.
-    with torch.autocast("cpu" if volume.is_meta else volume.device.type, enabled=False):
+    with full_precision(volume):
         grid = warp_grid(relative_pose(driving.float(), source.float()), *volume.shape[-3:])
         warped = F.grid_sample(volume.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return warped.to(volume.dtype)

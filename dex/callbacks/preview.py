@@ -11,16 +11,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from dex.batch import Batch, to_float
+from dex.batch import Batch
 from dex.motion.generator import MotionGenerator
 from dex.motion.trainer import MotionTrainer
 from dex.pose import warp_volume
 
 
 class Preview(L.Callback):
-    """Every `every_n_steps` steps, over the same validation samples: two pictures made by the moving average.
+    """Every `every_n_steps` steps two pictures made by the moving average.
 
-    Nothing here draws random numbers: a run with previews has the losses of a run without.
+    They show the first batch of validation, the same faces at every step, or where there is no validation the batch
+    just trained on. Nothing here draws random numbers: a run with previews has the losses of a run without.
     """
 
     def __init__(self, every_n_steps: int = 1000, samples: int = 6) -> None:
@@ -34,7 +35,7 @@ class Preview(L.Callback):
         if step % self.every_n_steps and step != trainer.max_steps:
             return
         assert isinstance(pl_module, MotionTrainer)
-        shown = self.validation_batch(trainer, pl_module.device) or batch
+        shown = self.batch or batch
         reenactments = reenactment_grid(pl_module, shown, self.samples)
         swaps = swap_grid(pl_module.average, shown)
         for logger in trainer.loggers:
@@ -42,15 +43,17 @@ class Preview(L.Callback):
                 logger.experiment.add_image("preview/source_driver_output_warped", reenactments, step)
                 logger.experiment.add_image("preview/swap_grid_pose_by_expression", swaps, step)
 
-    def validation_batch(self, trainer: L.Trainer, device: torch.device) -> Batch | None:
-        """The first batch of validation, kept: the same faces at every step. None where there is no validation."""
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         if self.batch is None:
-            loaders = trainer.val_dataloaders
-            loader = loaders[0] if isinstance(loaders, list) else loaders
-            if loader is None:
-                return None
-            self.batch = to_float(trainer.strategy.batch_to_device(next(iter(loader)), device))
-        return self.batch
+            self.batch = batch
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from dex.batch import Batch
 
 
 class Throughput(L.Callback):
-    """Logs means over every `every_n_steps` steps; waiting is the time from the end of one batch to the start of the next.
+    """Logs means over every `every_n_steps` steps; waiting is the time between two batches' training steps.
 
     On a GPU steps are queued, so single times mean little; their mean is right because the queue is
     finite.

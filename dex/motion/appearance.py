@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dex.motion.config import MotionConfig
-from dex.motion.layers import ResBlock2d, ResBlock3d, group_norm
+from dex.motion.layers import ResBlock2d, ResBlock3d
 
 
 class AppearanceEncoder(nn.Module):
@@ -26,13 +26,17 @@ class AppearanceEncoder(nn.Module):
         self.down = nn.Sequential(
             *(ResBlock2d(a, b, stride=2) for a, b in itertools.pairwise(widths)),
         )
-        self.to_volume = nn.Sequential(group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], flat, 1))
+        # No normalisation here: over a whole picture it would take the absolute colours out.
+        self.to_volume = nn.Conv2d(widths[-1], flat, 1)
+        # The raw pixels of each cell as well **(ours)**: what the halvings average away is there from the first step.
+        self.unshuffle = nn.PixelUnshuffle(2**halvings)
+        self.pixels_to_volume = nn.Conv2d(3 * 4**halvings, flat, 1)
         self.blocks = nn.Sequential(
             *(ResBlock3d(config.volume_channels, config.volume_channels) for _ in range(config.appearance_blocks))
         )
 
     def forward(self, source: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C D h w"]:
-        flat = self.to_volume(self.down(self.stem(source)))
+        flat = self.to_volume(self.down(self.stem(source))) + self.pixels_to_volume(self.unshuffle(source))
         return self.blocks(flat.unflatten(1, (-1, self.depth)))
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dex.batch import FACE, Batch, to_float
+from dex.batch import FACE, Batch
 from dex.data.augment import ExpressionAugmentation, PoseAugmentation, expression_augment, pose_augment
 from dex.motion import losses
 from dex.motion.config import MotionConfig
@@ -105,9 +105,6 @@ class MotionTrainer(L.LightningModule):
         for network in self._perceptual:
             network.to(self.device)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return to_float(batch)
-
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generated = self.generate(batch)
         terms = self.generator_losses(batch, generated)
@@ -144,11 +141,13 @@ class MotionTrainer(L.LightningModule):
     ) -> tuple[Float[Tensor, "B 3 4"], Float[Tensor, "B K 3 4"]]:
         """The encoder's poses, or in the first `teacher_poses` steps for more or fewer samples the labels.
 
-        The warp is then right from the first step, and the generator need not wait for the pose encoder.
+        The warp is then right from the first step, and the generator need not wait for the pose encoder; nor does the
+        pose encoder listen to a generator that knows nothing yet: until then only the labels train it.
         """
         steps = self.optimisation.teacher_poses
         if self.global_step >= steps:
             return source_pose, driving_pose
+        source_pose, driving_pose = source_pose.detach(), driving_pose.detach()
         share = 1 - self.global_step / steps
         known = (batch.source_pose_weight > 0) & (batch.driving_pose_weight > 0).all(dim=1)
         taught = known & (torch.rand(len(known), generator=random, device=random.device) < share)
@@ -180,10 +179,15 @@ class MotionTrainer(L.LightningModule):
         rate = self.set_rate(optimizer, self.optimisation.learning_rate)
         optimizer.zero_grad()
         self.manual_backward(total)
-        norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.optimisation.clip_norm or math.inf)
+        # Each network on its own: the pose encoder's gradient can be ten times the others' and would drown them.
+        limit = self.optimisation.clip_norm or math.inf
+        norms = {
+            f"grad_norm/{name}": torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
+            for name, network in self.generator.named_children()
+        }
         optimizer.step()
         self.log_dict({f"loss/{name}": term.detach() for name, term in {**terms, "total": total}.items()})
-        self.log_dict({"grad_norm/generator": norm, "learning_rate/generator": rate})
+        self.log_dict(norms | {"learning_rate/generator": rate})
 
     def discriminator_update(self, batch: Batch, fake: Float[Tensor, "B K 3 H W"]) -> dict[str, Tensor]:
         """One step of D, with R1 on every `r1_interval`-th; returns its losses for the log.
@@ -235,7 +239,7 @@ class MotionTrainer(L.LightningModule):
         if torch.isfinite(values).all():
             return
         bad = [name for name, finite in zip(terms, torch.isfinite(values).tolist(), strict=True) if not finite]
-        path = save_batch(batch, Path(self.trainer.log_dir or "."), self.global_step)
+        path = save_batch(batch, Path(self.trainer.log_dir or self.trainer.default_root_dir), self.global_step)
         raise NonFiniteLossError(
             f"step {self.global_step}: loss {', '.join(bad)} is not finite. The batch is saved in {path}; "
             f"its samples: {', '.join(batch.key)}. Lower optimisation.learning_rate, set optimisation.clip_norm, "
@@ -264,6 +268,11 @@ class MotionTrainer(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self.evaluation.compute().items()})
         self.evaluation.reset()
+
+
+# Checkpoints hold these as hyperparameters and are only ever read with weights_only=True.
+SETTINGS = [MotionConfig, LossWeights, PoseAugmentation, ExpressionAugmentation, Optimisation]
+torch.serialization.add_safe_globals(SETTINGS)
 
 
 @contextmanager

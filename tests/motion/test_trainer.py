@@ -17,7 +17,7 @@ from dex.motion.trainer import MotionTrainer, NonFiniteLossError, Optimisation
 from tests.motion.conftest import TINY, tiny_data, tiny_trainer
 
 # The losses of `golden()`: they change only when the method, its sampling or its data change, and then on purpose.
-GOLDEN: dict[int, float] = {}
+GOLDEN = {0: 4.32448, 1: 3.17687, 4: 3.31068, 9: 2.40316, 19: 2.28128}
 
 
 class Record(L.Callback):
@@ -163,7 +163,7 @@ def test_nan_stops_with_keys_and_the_batch_on_disk(tmp_path: Path) -> None:
     module = tiny_trainer()
     with torch.no_grad():
         module.generator.decoder.middle.bias[0] = float("nan")
-    with pytest.raises(NonFiniteLossError, match=r"step 0: loss .*l1.*synthetic-") as caught:
+    with pytest.raises(NonFiniteLossError, match=r"step 0: loss \w+.*synthetic-") as caught:
         run(module, 2, tmp_path)
     saved = list(tmp_path.glob("nonfinite-step-0.safetensors"))
     assert len(saved) == 1

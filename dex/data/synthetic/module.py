@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dex.batch import Batch
+from dex.batch import Batch, to_float
 from dex.data.synthetic.head import Head, make_head
 from dex.data.synthetic.motion import sample_expression, sample_pose
 from dex.data.synthetic.render import render
@@ -171,6 +171,10 @@ class SyntheticHeads(L.LightningDataModule):
             swap=True,
         )
         return self._loader(batches, StepSampler(0, rank, world, -(-self.val_batches // world)), 0)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Pictures become float on the device."""
+        return to_float(batch)
 
     @staticmethod
     def _loader(batches: SyntheticBatches, sampler: StepSampler, workers: int) -> DataLoader[Batch]:
