@@ -149,7 +149,7 @@ class ClipReader:
         try:
             self._reader = decord.VideoReader(io.BytesIO(data), num_threads=1, width=side, height=side)
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
-            raise VideoError(f"cannot be opened: {_first_line(error)}") from error
+            raise VideoError("cannot be opened: no H.264 mp4, or damaged") from error
         if frames is not None and len(self._reader) != frames:
             raise VideoError(f"holds {len(self._reader)} frames, its meta says {frames}")
         self._padded = False

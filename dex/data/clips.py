@@ -22,8 +22,8 @@ from dex.video import ClipReader, VideoError
 DAMAGE = (VideoError, ShardError, KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error)
 
 # Background motion is measured on about this many pixels a side, outside the head grown by this many of them.
-_MOTION_SIDE = 64
-_HEAD_MARGIN = 5
+_MOTION_SIDE = 32
+_HEAD_MARGIN = 3
 _MIN_BACKGROUND = 0.02  # share of the picture; less is no measurement
 
 

@@ -88,35 +88,30 @@ class TrainStream(IterableDataset):
             epoch, done = epoch + 1, 0
 
 
-def shard_parts(urls: list[str], count: int) -> list[tuple[str, int, int]]:
-    """(url, part, parts): at least `count` of them. With few shards each is shared out by unit: part = i mod parts."""
-    parts = -(-count // len(urls))
-    return [(url, part, parts) for url in urls for part in range(parts)]
-
-
 def epoch_units(schedule: Schedule, index: int, count: int, epoch: int, tally: Tally) -> Iterator[Unit]:
     """Endless units of loader process `index` of `count` in one epoch, through the shuffle buffer.
 
-    In each epoch every shard (or part of one) belongs to exactly one process, which goes over its share again and
-    again. Raises `ShardError` where the share is empty.
+    In each epoch every shard belongs to exactly one process, which goes over its share again and again. Fewer shards
+    than processes are dealt out unit by unit instead. Raises `ShardError` where the share is empty.
     """
-    parts = shard_parts(schedule.urls, count)
-    order = np.random.default_rng([schedule.seed, _SHARDS, epoch]).permutation(len(parts))  # the same in every process
-    share = [parts[i] for i in order[index::count]]
+    order = np.random.default_rng([schedule.seed, _SHARDS, epoch]).permutation(len(schedule.urls))  # same everywhere
+    urls = [schedule.urls[i] for i in order]
+    by_shard = len(urls) >= count
+    share, first, step = (urls[index::count], 0, 1) if by_shard else (urls, index, count)
     rng = np.random.default_rng([schedule.seed, _CLIPS, epoch, index])
 
     def in_order() -> Iterator[Unit]:
         while True:
             found = 0
-            for url, part, of in share:
-                for unit in itertools.islice(schedule.units(url, tally, rng), part, None, of):
-                    found += 1
-                    yield unit
+            every = (unit for url in share for unit in schedule.units(url, tally, rng))
+            for unit in itertools.islice(every, first, None, step):
+                found += 1
+                yield unit
             tally.check()
             if not found:
                 raise ShardError(
                     f"loader process {index + 1} of {count} (ranks × workers) finds no clip in its share of "
-                    f"{len(schedule.urls)} shards{tally.last()}. Use fewer workers (data.workers) or more clips."
+                    f"{len(urls)} shards{tally.last()}. Use fewer workers (data.workers) or more clips."
                 )
 
     buffer: list[Unit] = []

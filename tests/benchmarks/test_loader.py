@@ -1,0 +1,41 @@
+"""The loader benchmark runs from the command line and its figures are consistent."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data.shards_for_tests import make_shards
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.loader", *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_it_reports_a_ratio(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", clips=4, size=64)
+    report = tmp_path / "report.json"
+    done = run(
+        "--shards", str(tmp_path / "shards"), "--workers", "1", "--batch-size", "2", "--seconds", "0.5", "--turns", "1",
+        "--json", str(report),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(report.read_text())
+    assert figures["size"] == 64
+    for mode in ("pairs", "clip"):
+        measured = figures["modes"][mode]
+        fast, bare = measured["loader_frames_per_second"], measured["bare_frames_per_second"]
+        assert measured["ratio"] == pytest.approx(fast / bare)
+        assert 0 < measured["ratio"] < 2  # a loader cannot be much faster than decoding alone
+    assert figures["ratio"] == min(figures["modes"][mode]["ratio"] for mode in ("pairs", "clip"))
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    done = run("--shards", str(tmp_path / "gone"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
