@@ -45,7 +45,9 @@ class Optimisation:
     decay_steps: int = 0  # half a cosine to zero, over so many steps
     clip_norm: float = 0.0  # of the generator side's gradient; 0: none
     ema_decay: float = 0.999
-    teacher_poses: int = 0  # steps over which warps go over from the labels' poses to the encoder's (ours)
+    # Order of learning (ours), for short runs: pose, then generator, then expression
+    pose_first: int = 0  # steps in which the pose anchor alone is trained; a tenth of the cost of the others
+    teacher_poses: int = 0  # steps after them over which warps go over from the labels' poses to the encoder's
 
     def factor(self, step: int) -> float:
         """Of the learning rate at a step."""
@@ -106,28 +108,43 @@ class MotionTrainer(L.LightningModule):
             network.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        generated = self.generate(batch)
+        random = self.step_random()
+        poses = self.encode_poses(batch, random)
+        if self.global_step < self.optimisation.pose_first:
+            self.generator_update(batch, {"pose": self.label_loss(batch, *poses)})
+        else:
+            self.train_on(batch, self.generate(batch, *poses, random))
+        self.update_average()
+
+    def train_on(self, batch: Batch, generated: Generated) -> None:
+        """One step of the discriminator, once it has joined, and one of the generator side."""
         terms = self.generator_losses(batch, generated)
         if self.discriminator is not None and self.global_step >= self.loss.adversarial_start:
             terms |= self.discriminator_update(batch, generated.fake.detach())
             with freeze(self.discriminator):
                 terms["adversarial"] = losses.generator_adversarial(self.discriminator(generated.fake.flatten(0, 1)))
         self.generator_update(batch, terms)
-        self.update_average()
 
-    def generate(self, batch: Batch) -> Generated:
-        """Î for a training batch, both encoders behind their augmentation."""
-        random = self.step_random()
-        drivers = batch.driving.shape[1]
+    def encode_poses(
+        self, batch: Batch, random: torch.Generator
+    ) -> tuple[Float[Tensor, "B 3 4"], Float[Tensor, "B K 3 4"]]:
+        """P_s and P_d, read from behind the expression augmentation."""
         frames = torch.cat([batch.source, batch.driving.flatten(0, 1)])
         regions = torch.cat([batch.source_region, batch.driving_region.flatten(0, 1)])
-        frames = expression_augment(frames, regions, self.expression_augmentation, random)
-        source_pose, driving_pose = self.generator.pose_encoder(frames).split(
-            [len(batch.source), len(frames) - len(batch.source)]
-        )
-        driving_pose = driving_pose.unflatten(0, (-1, drivers))
+        poses = self.generator.pose_encoder(expression_augment(frames, regions, self.expression_augmentation, random))
+        sources = len(batch.source)
+        return poses[:sources], poses[sources:].unflatten(0, (sources, -1))
+
+    def generate(
+        self,
+        batch: Batch,
+        source_pose: Float[Tensor, "B 3 4"],
+        driving_pose: Float[Tensor, "B K 3 4"],
+        random: torch.Generator,
+    ) -> Generated:
+        """Î for a training batch, its expression read from behind the pose augmentation."""
         view = pose_augment(batch.expression_view.flatten(0, 1), self.pose_augmentation, random)
-        expression = self.generator.expression_encoder(view).unflatten(0, (-1, drivers))
+        expression = self.generator.expression_encoder(view).unflatten(0, (len(batch.source), -1))
         warp_source, warp_driving = self.warp_poses(batch, source_pose, driving_pose, random)
         fake = self.generator(batch.source, warp_source, warp_driving, expression)
         return Generated(fake, source_pose, driving_pose, expression)
@@ -139,18 +156,18 @@ class MotionTrainer(L.LightningModule):
         driving_pose: Float[Tensor, "B K 3 4"],
         random: torch.Generator,
     ) -> tuple[Float[Tensor, "B 3 4"], Float[Tensor, "B K 3 4"]]:
-        """The encoder's poses, or in the first `teacher_poses` steps for more or fewer samples the labels.
+        """The encoder's poses, or in the first `teacher_poses` steps of the generator for more or fewer samples labels.
 
         The warp is then right from the first step, and the generator need not wait for the pose encoder; nor does the
         pose encoder listen to a generator that knows nothing yet: until then only the labels train it.
         """
         steps = self.optimisation.teacher_poses
-        if self.global_step >= steps:
+        done = self.global_step - self.optimisation.pose_first
+        if done >= steps:
             return source_pose, driving_pose
         source_pose, driving_pose = source_pose.detach(), driving_pose.detach()
-        share = 1 - self.global_step / steps
         known = (batch.source_pose_weight > 0) & (batch.driving_pose_weight > 0).all(dim=1)
-        taught = known & (torch.rand(len(known), generator=random, device=random.device) < share)
+        taught = known & (torch.rand(len(known), generator=random, device=random.device) < 1 - done / steps)
         return (
             torch.where(taught[:, None, None], batch.source_pose, source_pose),
             torch.where(taught[:, None, None, None], batch.driving_pose, driving_pose),
@@ -164,11 +181,18 @@ class MotionTrainer(L.LightningModule):
         for network in self._perceptual:
             terms["lpips"], terms["clpips"] = network(fake, real, losses.region_mask(region, lowest=FACE))
         if self.loss.pose:
-            poses = torch.cat([generated.source_pose, generated.driving_pose.flatten(0, 1)])
-            labels = torch.cat([batch.source_pose, batch.driving_pose.flatten(0, 1)])
-            confidence = torch.cat([batch.source_pose_weight, batch.driving_pose_weight.flatten()])
-            terms["pose"] = losses.pose_loss(poses, labels, confidence)
+            terms["pose"] = self.label_loss(batch, generated.source_pose, generated.driving_pose)
         return terms
+
+    def label_loss(
+        self, batch: Batch, source_pose: Float[Tensor, "B 3 4"], driving_pose: Float[Tensor, "B K 3 4"]
+    ) -> Float[Tensor, ""]:
+        """The pose anchor: predicted poses against the labels of the shards."""
+        return losses.pose_loss(
+            torch.cat([source_pose, driving_pose.flatten(0, 1)]),
+            torch.cat([batch.source_pose, batch.driving_pose.flatten(0, 1)]),
+            torch.cat([batch.source_pose_weight, batch.driving_pose_weight.flatten()]),
+        )
 
     def generator_update(self, batch: Batch, terms: dict[str, Tensor]) -> None:
         weights = {**vars(self.loss), "pose": losses.pose_weight(self.loss, self.global_step)}
@@ -271,7 +295,7 @@ class MotionTrainer(L.LightningModule):
 
 
 # Checkpoints hold these as hyperparameters and are only ever read with weights_only=True.
-SETTINGS = [MotionConfig, LossWeights, PoseAugmentation, ExpressionAugmentation, Optimisation]
+SETTINGS: list[Any] = [MotionConfig, LossWeights, PoseAugmentation, ExpressionAugmentation, Optimisation]
 torch.serialization.add_safe_globals(SETTINGS)
 
 

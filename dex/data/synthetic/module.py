@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Iterator
 
 import lightning as L
@@ -19,8 +18,6 @@ from dex.data.synthetic.render import render
 
 # Identity seeds of training and of validation never meet.
 _TRAIN_IDENTITIES, _VAL_IDENTITIES = 0, 2**30
-# Making a head costs as much as rendering several frames: so many batches in a row draw from one small set of heads.
-_SHARED, _HEADS_KEPT = 8, 64
 
 
 class SyntheticBatches(Dataset[Batch]):
@@ -45,27 +42,13 @@ class SyntheticBatches(Dataset[Batch]):
         self.size, self.batch_size, self.drivers, self.seed = size, batch_size, drivers, seed
         self.first_identity, self.identities = first_identity, identities
         self.swap, self.second_view = swap, second_view
-        self.heads: OrderedDict[int, Head] = OrderedDict()
-
-    def head(self, seed: int) -> Head:
-        if seed not in self.heads:
-            self.heads[seed] = make_head(seed)
-            if len(self.heads) > _HEADS_KEPT:
-                self.heads.popitem(last=False)
-        return self.heads[seed]
-
-    def identities_of(self, index: int) -> np.ndarray:
-        """Identity seeds of batch `index`: runs of `_SHARED` batches draw from one small set."""
-        pool_rng = np.random.default_rng([self.seed, 1, index // _SHARED])
-        pool = self.first_identity + pool_rng.choice(self.identities, min(2 * self.batch_size, self.identities), False)
-        rng = np.random.default_rng([self.seed, 2, index])
-        return rng.choice(pool, self.batch_size, replace=len(pool) < self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        rng = np.random.default_rng([self.seed, 3, index])
-        made = [self.sample(self.head(int(seed)), rng) for seed in self.identities_of(index)]
+        rng = np.random.default_rng([self.seed, index])
+        seeds = self.first_identity + rng.choice(self.identities, self.batch_size, self.batch_size > self.identities)
+        made = [self.sample(make_head(int(seed)), rng) for seed in seeds]
         columns = {name: torch.stack([sample[name] for sample in made]) for name in made[0]}
-        keys = [f"synthetic-{seed}-{index}" for seed in self.identities_of(index)]
+        keys = [f"synthetic-{seed}-{index}" for seed in seeds]
         return Batch(
             key=keys,
             **columns,

