@@ -20,6 +20,7 @@ def write_video(
                 stream.height, stream.width, stream.pix_fmt = *image.shape[:2], "yuv420p"
                 stream.codec_context.time_base = Fraction(1, 1000)
                 stream.codec_context.gop_size = 1
+                stream.codec_context.bit_rate = 8_000_000
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.time_base = Fraction(1, 1000)
             frame.pts = round(1000 * (times[number] if times else Fraction(number, fps)))

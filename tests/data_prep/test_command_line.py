@@ -329,7 +329,7 @@ def test_dead_worker_costs_one_file(few: Path, weights_dir: Path, tmp_path: Path
 def test_hard_files(talking_heads: Path, weights_dir: Path, tmp_path: Path):
     """Every awkward real file gets its reason, and what is good in it is kept."""
     folder = talking_heads / "hard"
-    code, _, errors = run(folder, "--out", tmp_path, "--size", "128", "--workers", 2, weights=weights_dir)
+    code, _, errors = run(folder, "--out", tmp_path, "--workers", 2, weights=weights_dir)
     assert code == 0, errors
     got = report(tmp_path)
     reasons = {file: source["reason"] for file, source in got.items() if not source["clips"]}
