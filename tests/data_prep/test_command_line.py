@@ -1,5 +1,6 @@
 """The public command on real faces and on garbage: what is kept, what is refused and why, kills, parts."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -43,7 +44,11 @@ def command(*arguments: object, weights: Path) -> subprocess.Popen:
 
 def run(*arguments: object, weights: Path) -> tuple[int, str, str]:
     started = command(*arguments, weights=weights)
-    out, errors = started.communicate(timeout=500)
+    try:
+        out, errors = started.communicate(timeout=500)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # also the workers of a run that hangs
+            os.killpg(started.pid, signal.SIGKILL)
     assert "Traceback" not in errors
     return started.returncode, out, errors
 
