@@ -81,8 +81,11 @@ def measure(shards: str, mode: Any, size: int, arguments: argparse.Namespace) ->
     for _ in range(arguments.turns):
         loader.append(time_loader(data, arguments.seconds))
         bare.append(time_bare(clips, data, arguments.workers, arguments.seconds))
-    fast, plain = float(np.mean(loader)), float(np.mean(bare))
-    return {"loader_frames_per_second": fast, "bare_frames_per_second": plain, "ratio": fast / plain}
+    return {
+        "loader_frames_per_second": float(np.median(loader)),
+        "bare_frames_per_second": float(np.median(bare)),
+        "ratio": float(np.median(np.divide(loader, bare))),  # of turns that are neighbours in time
+    }
 
 
 def frames_per_sample(data: TalkingHeads) -> int:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Shaped
 from torch.utils.data import default_collate
 
-from dex.batch import Batch
-from dex.data.regions import BACKGROUND, region_maps
+from dex.batch import BACKGROUND, Batch
+from dex.data.regions import region_maps
 from dex.data.shards import ClipMeta, FrameLabels, ShardError, StoredClip
 from dex.video import ClipReader, VideoError
 

@@ -9,15 +9,15 @@ import numba
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from dex.batch import EYES, FACE, HEAD, MOUTH
 from dex.data.shards import ShardError
-
-BACKGROUND, HEAD, FACE, EYES, MOUTH = range(5)
 
 # The head is the face's outline grown about its centre, and moved up by this share of its height for brow and hair.
 _HEAD_GROWTH = 1.35
 _HEAD_LIFT = 0.12
-# Eyes and mouth with a rim: lids and the skin around the lips move with the expression.
-_EYE_GROWTH = 1.6
+# Eyes and mouth with a rim: lids and the skin around the lips move with the expression. A shut eye has no height of its
+# own, so an eye is an ellipse about its corners, half as long and half as high as these shares of their distance.
+_EYE_LENGTH, _EYE_HEIGHT = 0.8, 0.4
 _MOUTH_GROWTH = 1.25
 
 
@@ -70,7 +70,7 @@ def region_maps(landmarks: Float[np.ndarray, "T L 2"], scheme: str, size: int) -
     _fill(maps, _grown(face, _HEAD_GROWTH) - lift, HEAD)
     _fill(maps, face, FACE)
     for eye in groups.eyes:
-        _fill(maps, _grown(pixels[:, eye], _EYE_GROWTH), EYES)
+        _fill(maps, _eye(pixels[:, eye]), EYES)
     _fill(maps, _grown(pixels[:, groups.mouth], _MOUTH_GROWTH), MOUTH)
     return maps
 
@@ -78,6 +78,14 @@ def region_maps(landmarks: Float[np.ndarray, "T L 2"], scheme: str, size: int) -
 def _grown(outline: Float[np.ndarray, "T N 2"], factor: float) -> Float[np.ndarray, "T N 2"]:
     centre = (outline.min(axis=1, keepdims=True) + outline.max(axis=1, keepdims=True)) / 2
     return centre + factor * (outline - centre)
+
+
+def _eye(outline: Float[np.ndarray, "T N 2"]) -> Float[np.ndarray, "T 16 2"]:
+    first, second = outline[:, :1], outline[:, outline.shape[1] // 2, None]
+    along = second - first
+    across = along[..., ::-1] * [-1.0, 1.0]
+    angle = np.linspace(0, 2 * np.pi, 16, endpoint=False)[:, None]
+    return (first + second) / 2 + _EYE_LENGTH * np.cos(angle) * along + _EYE_HEIGHT * np.sin(angle) * across
 
 
 @numba.njit(cache=True)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dex.data.regions import EYES, FACE, HEAD, MOUTH, landmark_groups, region_maps
+from dex.batch import EYES, FACE, HEAD, MOUTH
+from dex.data.regions import landmark_groups, region_maps
 from dex.data.shards import ShardError
 from tests.data.shards_for_tests import LANDMARKS
 
@@ -28,7 +29,7 @@ def test_areas_are_those_of_the_ellipses(size: int) -> None:
     regions = region_maps(face()[None], "mediapipe_478", size)[0]
     pixel = (2 / size) ** 2
     area = {value: (regions >= value).sum() * pixel for value in (HEAD, FACE, EYES, MOUTH)}
-    eyes = 2 * np.pi * (1.6 * 0.08) * (1.6 * 0.04)
+    eyes = 2 * np.pi * (0.8 * 0.16) * (0.4 * 0.16)
     mouth = np.pi * (1.25 * 0.15) * (1.25 * 0.05)
     tolerance = 0.12 if size == 64 else 0.05  # a polygon of few corners is a little smaller
     assert area[HEAD] == pytest.approx(np.pi * 0.5 * 0.6 * 1.35**2, rel=tolerance)
@@ -48,6 +49,18 @@ def test_places_and_subpixel_convention() -> None:
     left = (regions == EYES) & (x < 0)
     assert (x[left].mean(), y[left].mean()) == pytest.approx((-0.2, -0.1), abs=0.005)
     assert y[regions == HEAD].mean() < -0.03  # more head above the face than below
+
+
+def test_a_shut_and_tilted_eye_keeps_its_region() -> None:
+    open_eyes, shut = face(), face()
+    for eye in landmark_groups("mediapipe_478").eyes:
+        shut[list(eye), 1] = -0.1
+    tilt = np.radians(30)
+    tilted = shut @ np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+    regions = region_maps(np.stack([open_eyes, shut, tilted]), "mediapipe_478", 256)
+    area = (regions == EYES).sum(axis=(1, 2))
+    assert area[1] == area[0]
+    assert area[2] == pytest.approx(area[0], rel=0.03)
 
 
 def test_unknown_and_outlying_landmarks() -> None:
