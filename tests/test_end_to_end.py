@@ -119,7 +119,10 @@ def test_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--config=configs/quickstart.yaml", "--config=configs/motion_small_64.yaml"], "index.json"),
+        (
+            ["--config=configs/quickstart.yaml", "--config=configs/motion_small_64.yaml", "--data.shards=nowhere"],
+            "python -m data_prep",
+        ),
         (["--model.init_args.network.size=48"], "power of two"),
         (["--model.init_args.perceptual=vgg16"], "dex.weights fetch vgg16"),
     ],

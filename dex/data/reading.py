@@ -91,7 +91,10 @@ def find_shards(source: str | list[str]) -> tuple[list[str], list[ShardIndex]]:
     if not urls:
         raise ShardError(f"{source}: names no shard. Its index.json lists none; prepare the clips again.")
     if missing := [url for url in urls if is_local(url) and not Path(url).is_file()]:
-        raise ShardError(f"{missing[0]}: no such shard or folder ({len(missing)} of {len(urls)} are missing)")
+        raise ShardError(
+            f"{missing[0]}: no such shard or folder ({len(missing)} of {len(urls)} are missing). "
+            "Make shards with `python -m data_prep VIDEOS --out SHARDS`."
+        )
     return urls, indices
 
 
