@@ -14,7 +14,7 @@ from data_prep.frames import Instant
 from dex.video import VideoError
 
 if TYPE_CHECKING:  # loads MediaPipe
-    from data_prep.detect import FaceTracker
+    from dex.faces.detect import FaceTracker
 
 LANDMARKS, BLENDSHAPES = 478, 52  # of the Face Landmarker
 _OTHERS = 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from data_prep import crop
-from data_prep.boxes import bounds, centre_inside, grown, larger_side
 from data_prep.settings import Settings
+from dex.faces import crop
+from dex.faces.boxes import bounds, centre_inside, grown, larger_side
 
 NO_FACE = "no face"
 SEVERAL = "several faces"

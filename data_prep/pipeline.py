@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from data_prep import crop, filters, frames, histograms, pose_labels, shots
+from data_prep import filters, frames, histograms, shots
 from data_prep.analyse import analyse
-from data_prep.boxes import bounds, cut_square, larger_side
 from data_prep.layouts import Source
 from data_prep.segments import Span, spans, window_of
 from data_prep.settings import FPS, Settings
 from dex import video
 from dex.data.shards import ClipMeta, FrameLabels, stage_clip
+from dex.faces import crop, pose_labels
+from dex.faces.boxes import bounds, cut_square, larger_side
 
 if TYPE_CHECKING:  # loads MediaPipe
-    from data_prep.detect import FaceTracker
+    from dex.faces.detect import FaceTracker
 
 Progress = Callable[[float], None]  # share of the source that is done, 0 to 1
 

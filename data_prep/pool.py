@@ -114,7 +114,7 @@ def _work(pipe: Connection, settings: Settings, log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 2)
     try:
-        from data_prep.detect import FaceTracker  # loads MediaPipe, after stderr is out of the way
+        from dex.faces.detect import FaceTracker  # loads MediaPipe, after stderr is out of the way
 
         with FaceTracker() as tracker:
             while True:

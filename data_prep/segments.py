@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from data_prep import filters
-from data_prep.boxes import bounds, overlap
 from data_prep.settings import FPS, Settings
+from dex.faces.boxes import bounds, overlap
 
 _BRIDGE = 5  # instants: a shorter lapse of the detector inside a steady track is forgiven
 _TRIM = 2  # instants on either side of a cut: encoders blend frames there

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_prep import crop
 from dex.data.shards import CropContract
+from dex.faces import crop
 
 FPS = 25
 
@@ -17,7 +17,7 @@ class Settings:
     max_seconds: float = 10.0  # longest clip; longer shots are split evenly
     min_face: float = 48.0  # pixels: smallest face, larger side of the landmarks' box
     min_face_share: float = 0.15  # the same over the picture's shorter side; not asked of faces >= size / 4
-    min_sharpness: float = 5.0  # median variance of the Laplacian (see data_prep/detect.py)
+    min_sharpness: float = 5.0  # median variance of the Laplacian (see dex/faces/detect.py)
     min_fps: float = 7.0  # slowest source; sources below 25 frames/s repeat frames
     licence: str = ""  # overrides what the layout states
 

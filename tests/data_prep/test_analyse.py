@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.analyse import ROW, analyse
-from data_prep.detect import Face, Seen
 from data_prep.frames import Instant
+from dex.faces.detect import Face, Seen
 from dex.video import VideoError
 from tests.data_prep.made_videos import scene
 

@@ -22,9 +22,9 @@ from scipy.spatial.transform import Rotation
 from data_prep import pool
 from data_prep.__main__ import main
 from data_prep.layouts import Source
-from data_prep.pose_labels import rigidity, yaw_pitch
 from data_prep.settings import Settings
 from dex.data.shards import FrameLabels, ShardIndex, StoredClip, packed_clips
+from dex.faces.pose_labels import rigidity, yaw_pitch
 from dex.video import ClipReader, count_frames, iter_frames
 from tests.data_prep.made_videos import scene, write_sound, write_video
 

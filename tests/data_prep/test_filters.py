@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from data_prep import crop, filters
+from data_prep import filters
 from data_prep.analyse import ROW
 from data_prep.settings import Settings
+from dex.faces import crop
 
 WIDTH, HEIGHT = 640, 360
 SETTINGS = Settings()

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from mediapipe.tasks.python import BaseOptions, vision
 
-from data_prep import pose_labels
-from data_prep.boxes import area, bounds, centre_inside, cut_square, larger_side, overlap
 from dex import weights
+from dex.faces import pose_labels
+from dex.faces.boxes import area, bounds, centre_inside, cut_square, larger_side, overlap
 
 _SEARCH_EVERY = 5  # frames between two looks at the whole picture
 _SEARCH_SIDE = 480  # pixels: YuNet sees the picture scaled down to this

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data_prep import crop
-from data_prep.boxes import bounds, centre_inside, cut_square, grown, overlap
+from dex.faces import crop
+from dex.faces.boxes import bounds, centre_inside, cut_square, grown, overlap
 
 
 def ramp(height: int = 60, width: int = 80) -> np.ndarray:

@@ -41,7 +41,7 @@ def from_mediapipe(matrix: Float[np.ndarray, "4 4"], width: int, height: int) ->
 
 
 def apply_affine(
-    poses: Float[np.ndarray, "*b 3 4"], scale: Float[np.ndarray, "*b"], shift: Float[np.ndarray, "*b 2"]
+    poses: Float[np.ndarray, "*b 3 4"], scale: Float[np.ndarray, "*b"] | float, shift: Float[np.ndarray, "*b 2"]
 ) -> Float[np.ndarray, "*b 3 4"]:
     """The same poses in coordinates x' = scale · x + shift (isotropic: a crop and a resize)."""
     moved = poses * np.asarray(scale)[..., None, None]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from data_prep import pose_labels
+from dex.faces import pose_labels
 from dex.pose import euler_from_matrix, split_pose
 
 SIDE = 320

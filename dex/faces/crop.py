@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from data_prep.boxes import bounds, larger_side
+from dex.faces.boxes import bounds, larger_side
 
 RULE = "smoothed-face-square.v1"
 MARGIN = 1.9

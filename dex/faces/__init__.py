@@ -1,0 +1,4 @@
+"""Finding faces and cutting squares around them: one rule for training data and for animation.
+
+Needs `pip install 'dex-portrait[prep]'` (MediaPipe, OpenCV). Only `detect` loads MediaPipe.
+"""
