@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from data_prep import shots
-from data_prep.frames import Instant
+from dex.resample import Instant
 from dex.video import VideoError
 
 if TYPE_CHECKING:  # loads MediaPipe

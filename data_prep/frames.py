@@ -1,18 +1,16 @@
-"""Frames of a source as they come, and their resampling to 25 frames a second by time.
+"""Frames of a source as they come, and what is known of it.
 
-Nothing here holds more than two frames. Times are seconds on the source's own line: for videos 0 is the first frame,
+Nothing here holds more than one frame. Times are seconds on the source's own line: for videos 0 is the first frame,
 for numbered pictures 0 is picture number 0, so that all cameras of a recording share it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,16 +20,16 @@ from data_prep.layouts import Source
 from data_prep.settings import FPS
 from dex import video
 from dex.data.shards import file_sha256
+from dex.resample import Instant, resample
 
 # A source frame stands for an instant at most this far away (seconds); farther from any frame is a gap.
 _REACH = 0.25
 _PICTURES = (".png", ".jpg", ".jpeg", ".avif", ".webp")
 
 
-class Instant(NamedTuple):
-    index: int  # the instant is index / 25 s on the source's line
-    image: Shaped[np.ndarray, "H W 3"]  # uint8 RGB of the frame nearest in time
-    fresh: bool  # False: the same frame as at the instant before
+def instants(source: Source) -> Iterator[Instant]:
+    """`read` at 25 frames a second, by time; instants in gaps of the source are left out."""
+    return resample(read(source), FPS, _REACH)
 
 
 def read(source: Source) -> Iterator[tuple[float, Shaped[np.ndarray, "H W 3"]]]:
@@ -62,39 +60,6 @@ def sha256(source: Source) -> str:
     for _, name in _names(source.path):
         digest.update(name.encode() + bytes.fromhex(file_sha256(source.path / name)))
     return digest.hexdigest()
-
-
-def resample(frames: Iterator[tuple[float, Shaped[np.ndarray, "H W 3"]]], fps: int = FPS) -> Iterator[Instant]:
-    """For every instant i / fps the frame nearest in time; instants in gaps of the source are left out.
-
-    Faster sources lose frames, slower ones repeat them, variable rates come out even: sound stays in step.
-    """
-    held: tuple[float, np.ndarray] | None = None
-    index, step = 0, 1 / fps
-    last_shown: np.ndarray | None = None
-    for time, image in frames:
-        if held is None:
-            index = math.ceil(time * fps - 0.5)
-        else:
-            step = time - held[0]
-            for instant in _until(index, (held[0] + time) / 2, held, last_shown, fps):
-                yield instant
-                last_shown = instant.image
-            index = max(index, math.ceil((held[0] + time) / 2 * fps - 1e-6))
-        held = (time, image)
-    if held is not None:  # the last frame is shown as long as the one before it; in all, round(length · fps) instants
-        yield from _until(index, held[0] + min(step, _REACH) - 0.5 / fps, held, last_shown, fps)
-
-
-def _until(
-    index: int, end: float, held: tuple[float, np.ndarray], last_shown: np.ndarray | None, fps: int
-) -> Iterator[Instant]:
-    time, image = held
-    while index / fps < end - 1e-6:
-        if abs(index / fps - time) <= _REACH:
-            yield Instant(index, image, fresh=image is not last_shown)
-            last_shown = image
-        index += 1
 
 
 def _names(path: Path) -> list[tuple[int, str]]:

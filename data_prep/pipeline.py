@@ -28,6 +28,7 @@ from dex import video
 from dex.data.shards import ClipMeta, FrameLabels, stage_clip
 from dex.faces import crop, pose_labels
 from dex.faces.boxes import bounds, cut_square, larger_side
+from dex.resample import Instant
 
 if TYPE_CHECKING:  # loads MediaPipe
     from dex.faces.detect import FaceTracker
@@ -92,7 +93,7 @@ def _process(
     total = max(info.duration * FPS, 1)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         rows, ended = analyse(
-            frames.resample(frames.read(source)),
+            frames.instants(source),
             tracker,
             Path(scratch) / "rows",
             lambda index: progress(min(1, index / total) * _ANALYSIS_SHARE),
@@ -132,7 +133,7 @@ class _Encoder:
         chunks = [rows[at : at + _CHUNK] for at in range(0, len(rows), _CHUNK)]
         reasons = [filters.instant_reasons(chunk, width, height, self.settings) for chunk in chunks]
         cuts = shots.find_cuts(rows["thumbnail"])
-        instants = frames.resample(frames.read(self.source))
+        instants = frames.instants(self.source)
         if chunks:
             for span in spans(rows, np.concatenate(reasons), cuts, self.settings, self.source.multi_view):
                 if refused := self._take(span, rows, instants):
@@ -140,7 +141,7 @@ class _Encoder:
                 progress(span.stop)
 
     def _take(
-        self, span: Span, all_rows: Shaped[np.ndarray, "T"], instants: Iterator[frames.Instant]
+        self, span: Span, all_rows: Shaped[np.ndarray, "T"], instants: Iterator[Instant]
     ) -> tuple[str, str] | None:
         """Stages one clip, or says why not."""
         if span.reason:
@@ -238,7 +239,7 @@ def _filled(rows: Shaped[np.ndarray, "T"]) -> Shaped[np.ndarray, "T"]:
 
 
 def _crops(
-    instants: Iterator[frames.Instant], indices: Shaped[np.ndarray, "T"], squares: Float[np.ndarray, "T 3"], size: int
+    instants: Iterator[Instant], indices: Shaped[np.ndarray, "T"], squares: Float[np.ndarray, "T 3"], size: int
 ) -> Iterator[Shaped[np.ndarray, "size size 3"]]:
     """Takes the frames of one clip from the stream; the stream stays where the clip ends."""
     first, last = int(indices[0]), int(indices[-1])
