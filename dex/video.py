@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,6 +34,7 @@ AUDIO_RATE = 16_000  # samples a second of extracted audio
 READABLE_SHARE = 0.5
 # Audio timestamps jitter by less than this; a larger step is a gap in the recording and is kept.
 _AUDIO_GAP = 0.04
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _ROTATION_UNIT = 1 << 16  # display matrices are 16.16 fixed point
 
 
@@ -66,56 +67,134 @@ def write_clip(
     crf: float = 18,
     preset: str = "medium",
 ) -> int:
-    """Encodes uint8 RGB `frames` as they come and returns their number.
-
-    H.264 yuv420p in mp4, bt709 limited range, constant `fps`, a key frame every `gop` frames and no B-frames, so that
-    any frame is reached by decoding at most `gop` frames and every decoder counts alike. The index stands in front
-    (faststart). One encoder thread: the same frames give the same bytes. A path appears only when it is complete.
-
-    Raises `VideoError` for no frames, odd sizes, or frames of different sizes.
-    """
+    """Encodes uint8 RGB `frames` as they come and returns their number; everything else as in `clip_writer`."""
     if not isinstance(target, str | Path):  # the index can only be moved to the front of a real file
         with tempfile.TemporaryDirectory() as folder:
             count = write_clip(Path(folder) / "clip.mp4", frames, fps=fps, gop=gop, crf=crf, preset=preset)
             with open(Path(folder) / "clip.mp4", "rb") as file:
                 shutil.copyfileobj(file, target)
         return count
-    path = Path(target)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            options = {"crf": str(crf), "preset": preset, "threads": "1"}
-            options["x264-params"] = f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:bframes=0"
-            count = _encode(container, frames, Fraction(fps), options)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    count = 0
+    with clip_writer(target, fps=fps, gop=gop, crf=crf, preset=preset) as add:
+        for image in frames:
+            add(image)
+            count += 1
     return count
 
 
-def _encode(
-    container: av.container.OutputContainer, frames: Iterable[np.ndarray], fps: Fraction, options: dict[str, str]
-) -> int:
-    stream = None
-    count, shape = 0, None
-    for count, image in enumerate(frames, start=1):
-        if stream is None:
-            shape = image.shape
-            stream = _add_h264(container, shape, fps, options)
-        if image.shape != shape or image.dtype != np.uint8:
-            raise VideoError(f"frame {count - 1}: {image.dtype} {image.shape}, need uint8 {shape} as the first frame")
+@contextmanager
+def clip_writer(
+    path: str | Path,
+    *,
+    fps: int | Fraction = 25,
+    gop: int = 12,
+    crf: float = 18,
+    preset: str = "medium",
+    sound: str | Path | None = None,
+) -> Iterator[Callable[[Shaped[np.ndarray, "H W 3"]], None]]:
+    """In the `with` block, a function that encodes the next uint8 RGB frame. `path` appears when the block is left
+    without an exception; else nothing is left behind.
+
+    H.264 yuv420p in mp4, bt709 limited range, constant `fps`, a key frame every `gop` frames and no B-frames, so that
+    any frame is reached by decoding at most `gop` frames and every decoder counts alike. The index stands in front
+    (faststart). One encoder thread: the same frames give the same bytes.
+    `sound`: a file whose sound, from its first video frame on, is kept as AAC, cut to the length of the frames; it is
+    read as the frames are written. A file without sound gives none.
+
+    Raises `VideoError` for no frames, odd sizes, frames of different sizes, or a `sound` that is no video.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    options = {"crf": str(crf), "preset": preset, "threads": "1"}
+    options["x264-params"] = f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:bframes=0"
+    try:
+        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            encoder = _Encoder(container, Fraction(fps), options, sound)
+            yield encoder.add
+            encoder.finish()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Encoder:
+    """Frames, and the sound that goes with them, into an open container."""
+
+    def __init__(
+        self,
+        container: av.container.OutputContainer,
+        fps: Fraction,
+        options: dict[str, str],
+        sound: str | Path | None,
+    ) -> None:
+        self._container, self._fps, self._options, self._sound_file = container, fps, options, sound
+        self._stream: av.VideoStream | None = None
+        self._shape: tuple[int, ...] = ()
+        self._sound: _SoundTrack | None = None
+        self._count = 0
+
+    def add(self, image: Shaped[np.ndarray, "H W 3"]) -> None:
+        if self._stream is None:
+            self._shape = image.shape
+            self._stream = _add_h264(self._container, self._shape, self._fps, self._options)
+            if self._sound_file is not None and probe(self._sound_file).has_audio:
+                self._sound = _SoundTrack(self._container, self._sound_file)
+        if image.shape != self._shape or image.dtype != np.uint8:
+            raise VideoError(f"frame {self._count}: {image.dtype} {image.shape}, need uint8 {self._shape} as the first")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
             interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
         )
-        frame.pts, frame.time_base = count - 1, 1 / fps
-        container.mux(stream.encode(frame))
-    if stream is None:
-        raise VideoError("no frames to write: a clip needs at least one")
-    container.mux(stream.encode(None))
-    return count
+        frame.pts, frame.time_base = self._count, 1 / self._fps
+        self._container.mux(self._stream.encode(frame))
+        self._count += 1
+        if self._sound is not None:
+            self._sound.write_until(float(self._count / self._fps))
+
+    def finish(self) -> None:
+        if self._stream is None:
+            raise VideoError("no frames to write: a clip needs at least one")
+        self._container.mux(self._stream.encode(None))
+        if self._sound is not None:
+            self._sound.finish()
+
+
+class _SoundTrack:
+    """The sound of a file as an AAC stream of a container, on the clock of the file's first video frame."""
+
+    def __init__(self, container: av.container.OutputContainer, source: str | Path) -> None:
+        with _open_video(source) as (original, _):
+            given = original.streams.audio[0]
+            self._rate = given.rate if given.rate in _AAC_RATES else 48_000
+            layout = "mono" if given.channels == 1 else "stereo"
+        self._container = container
+        self._stream = container.add_stream("aac", rate=self._rate, layout=layout)
+        self._layout = layout
+        self._samples = _sound_of(source, self._rate, layout)
+        self._pending = np.zeros((0, 0), np.float32)
+        self._written = 0
+
+    def write_until(self, seconds: float) -> None:
+        """Encodes what is still missing of the first `seconds`; less where the recording ends before."""
+        wanted = round(seconds * self._rate) - self._written
+        while wanted > 0:
+            if self._pending.size == 0:
+                run = next(self._samples, None)
+                if run is None:
+                    return
+                self._pending = run
+            part, self._pending = self._pending[:, :wanted], self._pending[:, wanted:]
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part), format="fltp", layout=self._layout)
+            frame.rate, frame.pts, frame.time_base = self._rate, self._written, Fraction(1, self._rate)
+            self._container.mux(self._stream.encode(frame))
+            self._written += part.shape[1]
+            wanted -= part.shape[1]
+
+    def finish(self) -> None:
+        self._samples.close()
+        self._container.mux(self._stream.encode(None))
 
 
 def _add_h264(
@@ -294,6 +373,27 @@ def _sound(
         if expected > end + 0.1:  # the resampler holds some back
             break
     yield begin, _finish(resampler, run)
+
+
+def _sound_of(source: str | Path, rate: int, layout: str) -> Generator[Shaped[np.ndarray, "C n"]]:
+    """Float samples from the instant of the first video frame on, without gaps: silence stands for what is missing."""
+    origin = probe(source).start
+    with _open_video(source) as (container, _):
+        resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+        at = 0  # samples given so far
+        for frame in _decode(container, container.streams.audio[0]):
+            for piece in resampler.resample(frame):
+                samples = piece.to_ndarray()
+                begin = at if piece.time is None else round((piece.time - origin) * rate)
+                if abs(begin - at) > _AUDIO_GAP * rate or at == 0:
+                    while at < begin:  # in seconds: a gap may be long
+                        silence = min(begin - at, rate)
+                        yield np.zeros((len(samples), silence), np.float32)
+                        at += silence
+                    samples = samples[:, max(0, at - begin) :]
+                if samples.shape[1]:
+                    yield samples
+                    at += samples.shape[1]
 
 
 def _finish(resampler: av.AudioResampler | None, run: list[np.ndarray]) -> Shaped[np.ndarray, "N"]:

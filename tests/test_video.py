@@ -1,6 +1,7 @@
 """dex.video: what we write is read back exactly; wild files are read rightly or refused with a reason."""
 
 import io
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dex.video import ClipReader, VideoError, count_frames, extract_audio, iter_frames, probe, write_clip
+from dex.video import (
+    ClipReader,
+    VideoError,
+    clip_writer,
+    count_frames,
+    extract_audio,
+    iter_frames,
+    probe,
+    write_clip,
+)
 
 SIZE, FRAMES = 64, 40
 
@@ -288,3 +298,69 @@ def test_sound_beyond_the_end_is_silence(tmp_path: Path) -> None:
     assert extract_audio(tmp_path / "beep.mp4", 10.0, 12.0) is None
     wild_video(tmp_path / "mute.mp4", [0.0, 0.04])
     assert extract_audio(tmp_path / "mute.mp4", 0.0, 1.0) is None
+
+
+# ---- clips with sound ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.8])
+def test_written_sound_is_in_step_and_as_long_as_the_picture(offset: float, tmp_path: Path) -> None:
+    write_beep(tmp_path / "beep.mp4", flash=1.0, offset=offset)
+    with clip_writer(tmp_path / "clip.mp4", sound=tmp_path / "beep.mp4") as add:
+        for i in range(60):
+            add(picture(i % 40))
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        sound = container.streams.audio[0]
+        assert (sound.codec_context.name, sound.rate, sound.layout.name) == ("aac", RATE, "mono")
+        assert float(sound.duration * sound.time_base) == pytest.approx(60 / 25, abs=0.05)
+    samples = heard(extract_audio(tmp_path / "clip.mp4", 0.0, 2.4))
+    assert np.flatnonzero(np.abs(samples) > 5_000)[0] / 16_000 == pytest.approx(1.0, abs=0.01)
+    assert np.abs(samples[-4_000:-400]).max() > 10_000
+    assert count_frames(tmp_path / "clip.mp4") == 60
+
+
+def test_sound_is_read_as_the_frames_are_written(tmp_path: Path) -> None:
+    """Sound and picture lie side by side in the file, as a player wants them, and not one after the other."""
+    write_beep(tmp_path / "beep.mp4", flash=1.0)
+    with clip_writer(tmp_path / "clip.mp4", sound=tmp_path / "beep.mp4") as add:
+        for i in range(100):
+            add(picture(i % 40))
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        first = [packet.stream.type for packet in container.demux() if packet.size][:60]
+    assert {"audio", "video"} == set(first)
+
+
+def test_no_sound_to_keep(tmp_path: Path) -> None:
+    wild_video(tmp_path / "mute.mp4", [0.0, 0.04])
+    with clip_writer(tmp_path / "clip.mp4", sound=tmp_path / "mute.mp4") as add:
+        add(picture(0))
+    assert not probe(tmp_path / "clip.mp4").has_audio
+    write_beep(tmp_path / "short.mp4", flash=0.1, seconds=0.5)  # ends long before the pictures do
+    with clip_writer(tmp_path / "clip.mp4", sound=tmp_path / "short.mp4") as add:
+        for i in range(50):
+            add(picture(i % 40))
+    assert (count_frames(tmp_path / "clip.mp4"), probe(tmp_path / "clip.mp4").has_audio) == (50, True)
+
+
+def test_a_writer_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[np.ndarray]:
+        yield picture(0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_clip(tmp_path / "clip.mp4", interrupted())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["hellomeme_amns", "megactor_chtf3", "moore-animateanyone_th2"])
+def test_sound_of_real_files(talking_heads: Path, tmp_path: Path, name: str) -> None:
+    """aac, mp3, and a video that starts 8 s into its file: the same sound as `extract_audio` finds, to 1 ms."""
+    source = talking_heads / "videos" / f"{name}.mp4"
+    with clip_writer(tmp_path / "clip.mp4", sound=source) as add:
+        for i in range(75):
+            add(picture(i % 40))
+    before, after = heard(extract_audio(source, 0.0, 2.9)), heard(extract_audio(tmp_path / "clip.mp4", 0.0, 2.9))
+    lags = range(-32, 33)
+    alike = [np.corrcoef(before[1000:-1000], after[1000 + lag : len(after) - 1000 + lag])[0, 1] for lag in lags]
+    assert max(alike) > 0.9
+    assert abs(lags[int(np.argmax(alike))]) <= 16
