@@ -1,0 +1,39 @@
+"""A trained animator on disk: config.json and animator.safetensors, read back without base weights or network."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dex.animator.config import AnimatorConfig
+from dex.animator.unet import AnimatorUNet
+from dex.saved import ExportError, load_exactly, read, write
+
+WEIGHTS = "animator.safetensors"
+
+
+def save_animator(folder: Path, config: AnimatorConfig, state: dict[str, Tensor], sections: dict[str, Any]) -> None:
+    """Writes config.json and animator.safetensors.
+
+    `state` is an `AnimatorUNet` state_dict, in the precision in which it is to be stored; `sections` is what else
+    config.json is to say: where the weights come from, which codec makes the latents.
+    """
+    write(folder, WEIGHTS, {"network": dataclasses.asdict(config), **sections}, state)
+
+
+def load_animator(folder: Path) -> tuple[AnimatorUNet, dict[str, Any]]:
+    """The network of an export, frozen, in evaluation mode and in the precision it was stored in, and its config.json.
+
+    Raises `ExportError`.
+    """
+    saved = read(folder, WEIGHTS)
+    try:
+        network = AnimatorUNet(AnimatorConfig.from_dict(saved.content["network"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{folder / 'config.json'}: no animator's ({error}). Export the run again.") from error
+    network.to(saved.state["expression_places"].dtype)
+    load_exactly(network, saved.state, folder)
+    return network.requires_grad_(False).eval(), saved.content

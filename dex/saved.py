@@ -1,0 +1,69 @@
+"""A network on disk, for both stages: a folder with config.json and a safetensors file. Nothing in it can run code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SCHEMA = 1
+
+
+class ExportError(ValueError):
+    """An export that cannot be read; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A folder written by `write`, read back."""
+
+    content: dict[str, Any]  # of config.json
+    state: dict[str, Tensor]
+
+
+def write(folder: Path, name: str, sections: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Writes `state` to the file `name` and `sections`, which JSON must know how to write, to config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / name)
+    content = {"schema": SCHEMA, "weights": name, **sections}
+    (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read(folder: Path, name: str) -> Saved:
+    """Raises `ExportError` where config.json or the weights are missing, damaged, of another schema or another kind."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ExportError(f"{path}: not found. Write it with `python -m dex.export RUN --out {folder}`.")
+    try:
+        content = json.loads(path.read_text())
+        if content.get("schema") != SCHEMA:
+            found = content.get("schema")
+            raise ExportError(f"{path}: schema {found}, this program reads {SCHEMA}. Export the run again.")
+        if content["weights"] != name:
+            raise ExportError(
+                f"{path}: belongs to {content['weights']}, needed is {name}. Give the folder of that one."
+            )
+        if not (folder / name).is_file():
+            raise ExportError(f"{folder / name}: not found beside config.json. Export the run again.")
+        return Saved(content, load_file(folder / name))
+    except (json.JSONDecodeError, AttributeError, KeyError, SafetensorError) as error:
+        raise ExportError(f"{folder}: cannot be read ({error!r}). Export the run again.") from error
+
+
+def load_exactly(module: torch.nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+    """Raises `ExportError` with every key that is missing, unexpected or of another shape."""
+    wanted = module.state_dict()
+    differ = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or unexpected or differ:
+        raise ExportError(
+            f"{folder}: weights do not fit config.json; missing {missing}, unexpected {unexpected}, "
+            f"of another shape {differ}. Export the run again."
+        )
+    module.load_state_dict(state)
