@@ -40,6 +40,12 @@ def volume_depth(channels: int, height: int) -> int:
     return depth
 
 
+def as_volume(tokens: Float[Tensor, "B N c"], height: int, width: int) -> Float[Tensor, "B C D h w"]:
+    """Hidden states read as a 3D feature, C = 2c/h channels of depth D = h/2 (METHOD.md, reference warping)."""
+    volume = tokens.mT.unflatten(2, (height, width))
+    return volume.unflatten(1, (-1, volume_depth(tokens.shape[2], height)))
+
+
 class ReferenceBlock(nn.Module):
     """A transformer block of the reference UNet: self-attention and feed-forward; notes what enters it.
 
@@ -131,10 +137,8 @@ class DenoisingBlock(nn.Module):
         """The reference's hidden state as a 3D feature of 2c/h channels, seen at the driver's pose (METHOD.md)."""
         assert self.warped_out is not None
         feature = told.reference.features[self.index]
-        size = conditions.feature_size(feature.shape[1])
-        depth = volume_depth(feature.shape[2], size[0])
         # In float32 before it is expanded, so that one source's volume stays a view for all its frames.
-        volume = feature.float().mT.unflatten(2, size).unflatten(1, (-1, depth))
+        volume = as_volume(feature.float(), *conditions.feature_size(feature.shape[1]))
         warped = warp_volume(conditions.per_frame(volume), told.source_pose, told.driving_pose)
         return self.warped_out(warped.flatten(1, 2).to(feature.dtype)).flatten(2).mT
 

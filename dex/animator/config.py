@@ -41,6 +41,12 @@ FOREIGN = (
     "only_cross_attention",
     "time_cond_proj_dim",
 )
+# Settings that may be spelled out but have one value only.
+FIXED = {"attention_type": "default", "mid_block_type": "UNetMidBlock2DCrossAttn"}
+BLOCK_TYPES = {
+    "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D"},
+    "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D"},
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,12 @@ class AnimatorConfig:
             found = f"{self.unet.get('in_channels')} and {self.unet.get('out_channels')}"
             raise ValueError(f"unet: in_channels and out_channels are {found}; needed is the latent's for both")
         foreign = {name: self.unet[name] for name in FOREIGN if self.unet.get(name)}
-        if foreign or self.unet.get("attention_type", "default") != "default":
-            raise ValueError(f"unet: not of Stable Diffusion 1.5's kind, remove {foreign or 'attention_type'}")
+        foreign |= {name: self.unet[name] for name, value in FIXED.items() if self.unet.get(name, value) != value}
+        foreign |= {
+            name: self.unet[name] for name, known in BLOCK_TYPES.items() if set(self.unet.get(name, ())) - known
+        }
+        if foreign:
+            raise ValueError(f"unet: not of Stable Diffusion 1.5's kind: {foreign}")
         if self.unet.get("up_block_types", ["CrossAttnUpBlock2D"])[-1] != "CrossAttnUpBlock2D":
             raise ValueError("unet: the last of up_block_types must be CrossAttnUpBlock2D, where the reference ends")
 
