@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -36,13 +37,22 @@ class Batch:
     # The frame that the driving pose is read from, where it is not `driving` itself: a swap whose truth is `driving`
     # takes its pose from here and its expression from `expression_view`.
     pose_view: Shaped[Tensor, "B K 3 H W"] | None = None
+    # z of `source` and `driving` as the codec's encoder gives it, where a cache holds them (data_prep/latents.py)
+    source_latent: Float[Tensor, "B c h w"] | None = None
+    driving_latent: Float[Tensor, "B K c h w"] | None = None
 
 
 def to_float(batch: Batch) -> Batch:
     """uint8 pictures in [0, 255] become float32 in [-1, 1], on whatever device the batch is."""
     pictures = ("source", "driving", "expression_view", "pose_view")
     present = {name: getattr(batch, name) for name in pictures if getattr(batch, name) is not None}
-    return replace(batch, **{name: picture.float().div_(127.5).sub_(1) for name, picture in present.items()})
+    converted: dict[str, Any] = {name: picture_to_float(picture) for name, picture in present.items()}
+    return replace(batch, **converted)
+
+
+def picture_to_float(picture: Shaped[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """uint8 in [0, 255] becomes float32 in [-1, 1]."""
+    return picture.float().div_(127.5).sub_(1)
 
 
 def collate(samples: list[Batch]) -> Batch:
@@ -54,3 +64,8 @@ def collate(samples: list[Batch]) -> Batch:
         if isinstance(value, Tensor)
     }
     return Batch(key=[key for sample in samples for key in sample.key], **joined)
+
+
+def to_unit(picture: Float[Tensor, "*b H W"]) -> Float[Tensor, "*b H W"]:
+    """[-1, 1] becomes [0, 1], what picture files and TensorBoard take."""
+    return ((picture.float() + 1) / 2).clamp(0, 1)

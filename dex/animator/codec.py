@@ -171,7 +171,8 @@ def _from_hub(name: str) -> Path:
         raise CodecError(f"codec {name!r}: no such folder, and the hub does not give it: {reason}") from error
     raise CodecError(
         f"codec {name!r}: no such folder; config.json and {WEIGHTS} are neither in the hub's local copy nor "
-        "on the hub as far as it can be reached, in root or vae/. Fetch it once with the hub reachable and HF_HUB_OFFLINE unset."
+        "on the hub as far as it can be reached, in root or vae/. "
+        "Fetch it once with the hub reachable and HF_HUB_OFFLINE unset."
     )
 
 

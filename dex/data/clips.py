@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch.utils.data import default_collate
 
 from dex.batch import BACKGROUND, Batch
+from dex.data.latents import ClipLatents
 from dex.data.regions import region_maps
 from dex.data.shards import ClipMeta, FrameLabels, ShardError, StoredClip
 from dex.video import ClipReader, VideoError
@@ -46,7 +47,7 @@ class Sampling:
 class OpenClip:
     """A clip ready to read: meta, labels and decoder. Raises one of `DAMAGE` where its files are damaged."""
 
-    def __init__(self, stored: StoredClip, size: int) -> None:
+    def __init__(self, stored: StoredClip, size: int, latents: ClipLatents | None = None) -> None:
         if missing := {"npz", "mp4"} - set(stored.members):
             raise ShardError(f"no {' and no '.join(sorted(missing))} beside its json")
         self.meta: ClipMeta = stored.meta
@@ -57,13 +58,17 @@ class OpenClip:
         known = np.isfinite(self.labels.pose).all(axis=(1, 2)) & (self.labels.pose_weight > 0)
         self.pose = np.where(known[:, None, None], self.labels.pose, np.eye(3, 4)).astype(np.float32)
         self.pose_weight = np.where(known, self.labels.pose_weight, 0).astype(np.float32)
-        self.size = size
+        self.size, self.cached = size, latents
         self._reader = ClipReader(
             stored.members["mp4"](), self.meta.frames, None if size == self.meta.crop.size else size
         )
 
     def frames(self, indices: Sequence[int]) -> Shaped[np.ndarray, "N H W 3"]:
         return self._reader.get(indices)
+
+    def latents(self, indices: Sequence[int]) -> Float[np.ndarray, "N c h w"] | None:
+        """None where there is no cache."""
+        return self.cached.frames(indices) if self.cached else None
 
     def regions(self, indices: Sequence[int]) -> Shaped[np.ndarray, "N H W"]:
         return region_maps(self.labels.landmarks[list(indices)], self.meta.landmark_scheme, self.size)
@@ -94,6 +99,7 @@ def _draw_pairs(group: list[OpenClip], how: Sampling, count: int, rng: np.random
                 pictures=[np.stack([pictures[shot] for shot in part]) for part in ([source], driving, views)],
                 labels=[_labels(group, part) for part in ([source], driving)],
                 same_view=views is driving,
+                latents=[_latents(group, part) for part in ([source], driving)],
             )
         )
     return samples
@@ -145,6 +151,14 @@ def _labels(group: list[OpenClip], shots: Sequence[Shot]) -> tuple[np.ndarray, n
     return pose, weight, region
 
 
+def _latents(group: list[OpenClip], shots: Sequence[Shot]) -> Float[np.ndarray, "N c h w"] | None:
+    """Of each shot, where there is a cache."""
+    if len({camera for camera, _ in shots}) == 1:
+        return group[shots[0][0]].latents([frame for _, frame in shots])
+    parts = [part for camera, frame in shots if (part := group[camera].latents([frame])) is not None]
+    return np.concatenate(parts) if parts else None
+
+
 # ---- clip: one source, T consecutive frames --------------------------------------------------------------------------
 
 
@@ -174,6 +188,7 @@ def _draw_clips(clip: OpenClip, how: Sampling, count: int, rng: np.random.Genera
                 pictures=[shown, rest, rest],
                 labels=labels,
                 same_view=True,
+                latents=[_latents([clip], [(0, i) for i in part]) for part in ([source], window)],
             )
         )
     if not samples:
@@ -217,10 +232,17 @@ def join(samples: list[Batch]) -> Batch:
     return Batch(key=[key for sample in samples for key in sample.key], **fields)
 
 
-def _sample(key: str, pictures: list[np.ndarray], labels: Sequence[tuple[np.ndarray, ...]], same_view: bool) -> Batch:
-    """A sample from [source, driving, views] pictures and [source, driving] labels."""
+def _sample(
+    key: str,
+    pictures: list[np.ndarray],
+    labels: Sequence[tuple[np.ndarray, ...]],
+    same_view: bool,
+    latents: Sequence[np.ndarray | None],
+) -> Batch:
+    """A sample from [source, driving, views] pictures, [source, driving] labels and latents."""
     source, driving, views = (torch.from_numpy(part) for part in pictures)
     (source_pose, source_weight, source_region), (pose, weight, region) = labels
+    source_latent, latent = (None if part is None else torch.from_numpy(part) for part in latents)
     return Batch(
         key=[key],
         source=source[0],
@@ -232,4 +254,6 @@ def _sample(key: str, pictures: list[np.ndarray], labels: Sequence[tuple[np.ndar
         driving_pose_weight=torch.from_numpy(weight),
         driving_region=torch.from_numpy(region),
         source_region=torch.from_numpy(source_region)[0],
+        source_latent=None if source_latent is None else source_latent[0],
+        driving_latent=latent,
     )

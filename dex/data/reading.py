@@ -111,6 +111,7 @@ class Unit:
 
     group: str
     identity: str
+    url: str  # of its shard
     clips: list[StoredClip] = field(default_factory=list)
 
 
@@ -124,7 +125,7 @@ def read_units(url: str, tally: Tally, cameras: int, rng: np.random.Generator | 
     for group, clips in itertools.groupby(_read_clips(url, tally), key=lambda clip: clip.meta.group):
         unit = None
         for seen, clip in enumerate(clips):
-            unit = unit or Unit(group, clip.meta.identity)
+            unit = unit or Unit(group, clip.meta.identity, url)
             if len(unit.clips) < cameras:
                 unit.clips.append(clip)
             elif rng is not None and (place := int(rng.integers(seen + 1))) < cameras:  # reservoir sampling

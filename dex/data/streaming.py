@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dex.batch import Batch
 from dex.data.clips import DAMAGE, OpenClip, Sampling, UnusableError, draw_samples, join
+from dex.data.latents import LatentCache
 from dex.data.reading import Tally, Unit, read_units
 from dex.data.shards import ShardError
 
@@ -43,6 +44,7 @@ class Schedule:
     keep: Callable[[str], bool]  # identity → whether it is in this split
     rank: int = 0
     world: int = 1
+    latents: LatentCache | None = None
 
     @property
     def cameras(self) -> int:
@@ -149,7 +151,7 @@ def _fill(schedule: Schedule, window: _Window, rng: np.random.Generator, tally: 
     in_vain = 0
     for number in itertools.count():
         wanted = min(schedule.samples_per_clip, schedule.batch_size - len(samples))
-        drawn = _draw(window.peek(number), schedule.sampling, wanted, rng, tally)
+        drawn = _draw(window.peek(number), schedule, wanted, rng, tally)
         tally.check()
         samples += drawn
         in_vain = 0 if drawn else in_vain + 1
@@ -204,7 +206,7 @@ class PassStream(IterableDataset):
         samples = []
         for unit in units:
             rng = np.random.default_rng([self.schedule.seed, _PASS, *unit.group.encode()])
-            samples += _draw(unit, self.schedule.sampling, 1, rng, tally)
+            samples += _draw(unit, self.schedule, 1, rng, tally)
             tally.check()
         if not samples:
             raise ShardError(f"no clip of a validation batch is of use{tally.last()}")
@@ -214,11 +216,15 @@ class PassStream(IterableDataset):
 # ---- shared by both --------------------------------------------------------------------------------------------------
 
 
-def _draw(unit: Unit, sampling: Sampling, count: int, rng: np.random.Generator, tally: Tally) -> list[Batch]:
+def _draw(unit: Unit, schedule: Schedule, count: int, rng: np.random.Generator, tally: Tally) -> list[Batch]:
     """Up to `count` samples of a unit; none where it is damaged or unusable, which `tally` then says."""
     tally.tried += 1
+    sampling, cache = schedule.sampling, schedule.latents
     try:
-        return draw_samples([OpenClip(clip, sampling.size) for clip in unit.clips], sampling, count, rng)
+        group = [
+            OpenClip(clip, sampling.size, cache.clip(unit.url, clip.meta.key) if cache else None) for clip in unit.clips
+        ]
+        return draw_samples(group, sampling, count, rng)
     except UnusableError as error:
         tally.drop(unit.group, error)
     except DAMAGE as error:

@@ -12,6 +12,7 @@ import torch.distributed
 
 from dex.batch import Batch, to_float
 from dex.data.clips import Sampling
+from dex.data.latents import LatentCache
 from dex.data.reading import find_shards, is_local
 from dex.data.shards import CropContract, ShardError, ShardIndex
 from dex.data.streaming import Loader, PassStream, Schedule, TrainStream
@@ -49,6 +50,9 @@ class TalkingHeads(L.LightningDataModule):
         cross_view: read the expression from another camera of the same instant, where there is one.
         workers: loader processes of each rank; 0 loads in the training process.
         shuffle: clips in the shuffle buffer of each worker.
+        latents: folder of the latent cache, relative to each folder of shards (`python -m data_prep.latents` writes to
+            "latents" there); batches then carry the codec's latents of source and driving frames. `latent_cache` knows
+            which codec's; whoever uses them checks it (`LatentCache.check_codec`).
         epoch_batches: batches of one rank after which the shards are dealt out anew; null: once through the data.
 
     The order is a pure function of (seed, batch number, rank, worker): `state_dict` holds the number of batches that
@@ -73,12 +77,15 @@ class TalkingHeads(L.LightningDataModule):
         seed: int = 0,
         shuffle: int = 64,
         epoch_batches: int | None = None,
+        latents: str | None = None,
     ) -> None:
         super().__init__()
         self.shards, self.val_shards, self.val_fraction = shards, val_shards, val_fraction
         self.sampling = Sampling(mode, size, drivers, clip_length, cross_view, max_background_motion)
         self.batch_size, self.samples_per_clip, self.workers = batch_size, samples_per_clip, workers
         self.seed, self.shuffle, self.epoch_batches = seed, shuffle, epoch_batches
+        self.latents = latents
+        self.latent_cache: LatentCache | None = None  # after `setup`
         self.consumed = 0  # batches that training has taken, over all runs
         self.crop: CropContract | None = None  # how the pictures were cut; None where no index says it
         self._train: Loader | None = None
@@ -102,6 +109,8 @@ class TalkingHeads(L.LightningDataModule):
         self._urls, indices = find_shards(self.shards)
         self._val_urls, val_indices = find_shards(self.val_shards) if self.val_shards else ([], [])
         self._check_crops([*indices, *val_indices])
+        if self.latents is not None:
+            self.latent_cache = LatentCache.find([*self._urls, *self._val_urls], self.latents, self.sampling.size)
         held_out: frozenset[str] = frozenset()
         if self.val_fraction and not self.val_shards:
             held_out, self._val_urls = self._hold_out(indices), self._urls
@@ -149,6 +158,7 @@ class TalkingHeads(L.LightningDataModule):
             keep=self._keep,
             rank=rank,
             world=world,
+            latents=self.latent_cache,
         )
 
     def train_dataloader(self) -> Loader:
