@@ -96,6 +96,9 @@ class DenoisingBlock(nn.Module):
         # (ours) A 1×1 convolution over the depth slices of all channels, as ControlNet's zero convolutions.
         self.warped_out = zeroed(nn.Conv2d(width, width, 1, bias=False)) if config.reference_warping else None
         self.reference_out = zeroed(nn.Linear(width, width, bias=False))
+        # (ours) Attention does not see the order of its keys: without a place of its own a token could not be told from
+        # another, and e is a vector, not a set.
+        self.expression_places = nn.Parameter(torch.randn(config.expression_tokens, config.token_dim))
         self.expression_norm = nn.LayerNorm(width)
         self.expression_attention = Attention(
             query_dim=width, cross_attention_dim=config.token_dim, heads=heads, dim_head=width // heads
@@ -128,10 +131,14 @@ class DenoisingBlock(nn.Module):
             hidden = hidden + kept(self.warped_reference(conditions, told), told.keep)
         hidden = hidden + self.self_attention(self.norm1(hidden), conditions)
         if told is not None and told.expression is not None:
-            attended = self.expression_attention(self.expression_norm(hidden), told.expression)
-            hidden = hidden + kept(attended, told.keep_expression)
+            hidden = hidden + kept(self.attend_expression(hidden, told.expression), told.keep_expression)
         hidden = hidden + self.ff(self.norm3(hidden))
         return self.over_time(hidden, conditions) if conditions.temporal else hidden
+
+    def attend_expression(
+        self, hidden: Float[Tensor, "BF N C"], tokens: Float[Tensor, "BF T D"]
+    ) -> Float[Tensor, "BF N C"]:
+        return self.expression_attention(self.expression_norm(hidden), tokens + self.expression_places)
 
     def warped_reference(self, conditions: BlockConditions, told: FrameConditions) -> Float[Tensor, "BF N C"]:
         """The reference's hidden state as a 3D feature of 2c/h channels, seen at the driver's pose (METHOD.md)."""

@@ -34,6 +34,6 @@ def load_animator(folder: Path) -> tuple[AnimatorUNet, dict[str, Any]]:
         network = AnimatorUNet(AnimatorConfig.from_dict(saved.content["network"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{folder / 'config.json'}: no animator's ({error}). Export the run again.") from error
-    network.to(saved.state["expression_places"].dtype)
     load_exactly(network, saved.state, folder)
+    network.to(next(iter(saved.state.values())).dtype)
     return network.requires_grad_(False).eval(), saved.content

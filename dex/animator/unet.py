@@ -70,9 +70,6 @@ class AnimatorUNet(nn.Module):
         self.config = config
         self.reference = reference_unet(config)
         self.denoiser = denoising_unet(config)
-        # (ours) Attention does not see the order of its keys: without a place of its own a token could not be told
-        # from another, and e is a vector, not a set.
-        self.expression_places = nn.Parameter(torch.randn(config.expression_tokens, config.token_dim))
 
     def encode_reference(self, source_latent: Float[Tensor, "B c h w"]) -> Reference:
         """Once a source, at t = 0, never per step. Under gradient where the caller allows it (the image phase)."""
@@ -125,11 +122,10 @@ class AnimatorUNet(nn.Module):
         )
 
     def expression_tokens(self, expression: Float[Tensor, "B F E"] | None) -> Float[Tensor, "BF T D"] | None:
-        """e as T tokens of D dimensions, 32 × 16 in the paper, each with its place."""
+        """e as T tokens of D dimensions, 32 × 16 in the paper."""
         if expression is None:
             return None
-        tokens = expression.flatten(0, 1).unflatten(1, tuple(self.expression_places.shape))
-        return tokens.to(self.expression_places.dtype) + self.expression_places
+        return expression.flatten(0, 1).unflatten(1, (self.config.expression_tokens, -1)).to(self.denoiser.dtype)
 
     def rays(self, latent: Float[Tensor, "BF c h w"], told: FrameConditions | None) -> Float[Tensor, "BF 3 h w"]:
         """The ray map in the latent's precision, computed in float32; zero for ∅, as for the identity."""

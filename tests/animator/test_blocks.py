@@ -108,5 +108,5 @@ def test_expression_tokens_can_be_told_apart(block: DenoisingBlock, moved: Anima
     e = torch.randn(1, 1, moved.config.expression_dim)
     turned = e.unflatten(2, (moved.config.expression_tokens, -1)).roll(1, dims=2).flatten(2)
     hidden = torch.randn(1, SIZE * SIZE, 32)
-    seen = [block.expression_attention(hidden, moved.expression_tokens(code)) for code in (e, turned)]
+    seen = [block.attend_expression(hidden, moved.expression_tokens(code)) for code in (e, turned)]
     assert (seen[0] - seen[1]).abs().max() > 1e-3 * seen[0].abs().max()

@@ -309,6 +309,7 @@ def test_parameters_at_full_size() -> None:
     parts: Counter[str] = Counter()
     for block in blocks_of(network.denoiser):
         assert not hasattr(block, "attn2")
+        parts["expression_places"] += block.expression_places.numel()
         for name, child in block.named_children():
             parts[name] += count(child)
     widths = [320] * 5 + [640] * 5 + [1280] * 6
@@ -318,6 +319,7 @@ def test_parameters_at_full_size() -> None:
     additions = {
         "warped_out": sum(c * c for c in widths),
         "reference_out": sum(c * c for c in widths),
+        "expression_places": 16 * 32 * 16,
         "expression_norm": sum(2 * c for c in widths),
         "expression_attention": sum(2 * c * c + 2 * 16 * c + c for c in widths),
         "temporal": 272_850_880,
@@ -330,7 +332,7 @@ def test_parameters_at_full_size() -> None:
     tail = (4 * c * c + c) + 2 * c + (8 * c * c + 8 * c + 4 * c * c + c) + (c * c + c) + 2 * c + (4 * c * 9 + 4)
     assert count(network.reference) == base - text - tail
     assert sum(p.numel() for p in network.temporal_parameters()) == additions["temporal"]
-    assert count(network) == count(network.denoiser) + count(network.reference) + 32 * 16
+    assert count(network) == count(network.denoiser) + count(network.reference) == 1_952_175_876
 
 
 def test_shapes_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
