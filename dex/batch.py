@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 # Labels of a facial-region map: the head without the face, the face's skin, eyes with lids and brows, lips and mouth.
 BACKGROUND, HEAD, FACE, EYES, MOUTH = range(5)
+
+# ARKit's blendshapes in MediaPipe's order, without its `_neutral`: the columns of `Batch.driving_blendshapes`.
+BLENDSHAPES = tuple(
+    """
+    browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft
+    cheekSquintRight eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft eyeLookInRight
+    eyeLookOutLeft eyeLookOutRight eyeLookUpLeft eyeLookUpRight eyeSquintLeft eyeSquintRight eyeWideLeft
+    eyeWideRight jawForward jawLeft jawOpen jawRight mouthClose mouthDimpleLeft mouthDimpleRight mouthFrownLeft
+    mouthFrownRight mouthFunnel mouthLeft mouthLowerDownLeft mouthLowerDownRight mouthPressLeft mouthPressRight
+    mouthPucker mouthRight mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper mouthSmileLeft
+    mouthSmileRight mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight noseSneerLeft
+    noseSneerRight
+    """.split()  # noqa: SIM905
+)
 
 
 @dataclass
@@ -26,10 +42,15 @@ class Batch:
     # The frame that the expression code is read from: the same instant seen by another camera where there is one,
     # otherwise `driving` itself (METHOD.md, cross-view training).
     expression_view: Shaped[Tensor, "B K 3 H W"]
+    # Label of the head pose in `expression_view`, by which its face is brought upright; weight 0: nobody knows it
+    view_pose: Float[Tensor, "B K 3 4"]
+    view_pose_weight: Float[Tensor, "B K"]
     source_pose: Float[Tensor, "B 3 4"]  # label P; only meaningful where its weight is > 0
     driving_pose: Float[Tensor, "B K 3 4"]
     source_pose_weight: Float[Tensor, "B"]  # confidence of the label in [0, 1], 0: no label
     driving_pose_weight: Float[Tensor, "B K"]
+    # Label of the driving frame's expression: coefficients in [0, 1] by BLENDSHAPES, NaN where nobody knows
+    driving_blendshapes: Float[Tensor, "B K 51"]
     # Facial regions of the driving frame, BACKGROUND … MOUTH
     driving_region: Shaped[Tensor, "B K H W"]
     # The same for the source: the expression augmentation warps and masks eyes and mouth of what the pose encoder sees
@@ -53,6 +74,15 @@ def to_float(batch: Batch) -> Batch:
 def picture_to_float(picture: Shaped[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """uint8 in [0, 255] becomes float32 in [-1, 1]."""
     return picture.float().div_(127.5).sub_(1)
+
+
+def blendshape_row(names: Sequence[str], values: Float[np.ndarray, "*b E"]) -> Float[np.ndarray, "*b 51"]:
+    """Coefficients of any source in the columns of BLENDSHAPES; NaN for those it does not name."""
+    row = np.full((*values.shape[:-1], len(BLENDSHAPES)), np.nan, np.float32)
+    for column, name in enumerate(names):
+        if name in BLENDSHAPES:
+            row[..., BLENDSHAPES.index(name)] = values[..., column]
+    return row
 
 
 def collate(samples: list[Batch]) -> Batch:

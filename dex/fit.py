@@ -26,7 +26,6 @@ from dex.callbacks.preview import Preview
 from dex.callbacks.throughput import Throughput
 from dex.data.shards import write_atomic
 from dex.motion.encoders import ExportError
-from dex.motion.evaluation import report
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 # What a user can mend: told in one line. Anything else is a bug and keeps its traceback.
@@ -105,7 +104,7 @@ def fit(cli: FitCLI) -> None:
     if cli.trainer.is_global_zero:
         result = {"step": cli.trainer.global_step, "seconds": round(seconds, 1), "continued": resumed, **figures}
         write_atomic(cli.folder / "result.json", json.dumps(result, indent=1).encode())
-        print(report(figures))
+        print(cli.model.report(figures))
         print(f"\n{seconds:.0f} s of training. Curves and pictures: tensorboard --logdir {cli.folder}")
 
 

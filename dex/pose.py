@@ -147,6 +147,28 @@ def warp_volume(
     return warped.to(volume.dtype)
 
 
+# Middle of the face's front in canonical units, and half of the side of a square that holds brows, eyes and mouth.
+FACE_CENTRE = (0.0, 0.15, -0.45)
+FACE_HALF_SIDE = 0.8
+
+
+def face_view(picture: Float[Tensor, "N 3 H W"], pose: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 3 H W"]:
+    """The face upright, in the middle and at one size: what a pose does in the picture's plane is undone **(ours)**.
+
+    Yaw and pitch remain. No gradient reaches the pose. Beyond the picture its edge is repeated.
+    """
+    with full_precision(picture), torch.no_grad():
+        pose = pose.float()
+        rotation, _, scale = split_pose(pose)
+        _, _, roll = euler_from_matrix(rotation)
+        side = FACE_HALF_SIDE * scale
+        cos, sin = side * roll.cos(), side * roll.sin()
+        x, y, _ = (pose[:, :, :3] @ pose.new_tensor(FACE_CENTRE) + pose[:, :, 3]).unbind(-1)
+        affine = torch.stack([cos, -sin, x, sin, cos, y], dim=-1).unflatten(-1, (2, 3))
+        grid = F.affine_grid(affine, list(picture.shape), align_corners=False)
+    return F.grid_sample(picture, grid.to(picture.dtype), padding_mode="border", align_corners=False)
+
+
 def ray_map(
     source: Float[Tensor, "B 3 4"], driving: Float[Tensor, "B 3 4"], height: int, width: int
 ) -> Float[Tensor, "B 3 H W"]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Instant(NamedTuple):
-    index: int  # the instant is index / fps seconds
+    index: int  # type: ignore[assignment]  # the instant is index / fps seconds
     image: Any  # of the frame nearest in time
     fresh: bool  # False: the same frame as at the instant before
 

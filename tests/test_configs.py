@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from dex import fit
+from dex.animator.trainer import Animator
 from dex.data.synthetic.module import SyntheticHeads
 from dex.data.talking_heads import TalkingHeads
 from dex.motion.losses import PerceptualLoss
@@ -39,9 +40,11 @@ def test_there_are_configs_and_the_quickstart_is_one() -> None:
 
 def test_config_builds_its_model_and_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cli = build(name, monkeypatch)
-    assert isinstance(cli.model, MotionTrainer)
     assert isinstance(cli.datamodule, TalkingHeads | SyntheticHeads)
-    assert cli.model.network.size == cli.config.data.init_args.size
+    if isinstance(cli.model, MotionTrainer):
+        assert cli.model.network.size == cli.config.data.init_args.size
+    else:
+        assert isinstance(cli.model, Animator)
     assert cli.trainer.max_steps > 0
     assert cli.config.run.startswith("runs/")
 
@@ -65,6 +68,20 @@ def test_paper_config_holds_the_papers_numbers(monkeypatch: pytest.MonkeyPatch) 
     assert config.data.init_args.drivers == 4
     assert (network.size, network.expression_dim, network.style_dim) == (256, 512, 2048)
     assert init.perceptual == "vgg16"
+
+
+def test_animator_paper_configs_hold_the_papers_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, video = (build(f"animator_paper_512_{phase}.yaml", monkeypatch) for phase in ("image", "video"))
+    for cli, phase in ((image, "image"), (video, "video")):
+        init, data = cli.config.model.init_args, cli.config.data.init_args
+        assert (init.phase, data.size, init.loss.prediction, init.loss.min_snr) == (phase, 512, "epsilon", 0)
+        assert (init.loss.drop_expression, init.loss.drop_all) == (0.1, 0.05)
+        assert (init.sampler.steps, init.sampler.delay, init.sampler.blend) == (35, 5, 5)
+        assert (init.network.expression_dim, init.network.expression_tokens, init.network.frames) == (512, 32, 24)
+        assert init.network.unet["block_out_channels"] == [320, 640, 1280, 1280]
+    assert image.config.data.init_args.drivers == 4
+    assert (video.config.data.init_args.mode, video.config.data.init_args.clip_length) == ("clip", 24)
+    assert video.config.model.init_args.start == f"{image.config.run}/export"
 
 
 def test_quickstart_needs_nothing_from_outside() -> None:

@@ -53,7 +53,7 @@ def small_quickstart(run: Path, steps: int) -> list[str]:
         "--data.batch_size=1",
         "--data.val_batches=1",
         "--data.workers=0",
-        "--model.init_args.optimisation.pose_first=3",
+        "--model.init_args.optimisation.anchors_first=3",
     ]
 
 
@@ -76,7 +76,7 @@ def test_real_clips_go_through_data_prep_and_train(talking_heads: Path, weights_
         f"--run={run}",
         f"--data.init_args.shards={shards}",
         "--data.init_args.batch_size=2",
-        "--model.init_args.optimisation.pose_first=2",
+        "--model.init_args.optimisation.anchors_first=2",
         "--trainer.max_steps=5",
         "--trainer.val_check_interval=5",
         "--checkpoint.every_n_train_steps=5",

@@ -332,3 +332,24 @@ def test_gradients_of_the_warp_are_those_of_finite_differences() -> None:
         with torch.no_grad():
             numeric[0, i, j] = (loss(driving + change) - loss(driving - change)) / (2 * step)
     assert (driving.grad - numeric).norm() < 0.02 * numeric.norm()
+
+
+def test_face_view_undoes_what_a_pose_does_in_the_plane() -> None:
+    """A smooth picture moved, rolled and scaled by a pose is brought back to what the identity pose shows."""
+    y, x = torch.meshgrid(*2 * [(2 * torch.arange(64) + 1) / 64 - 1], indexing="ij")
+
+    def scene(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.sin(3 * u + v), torch.cos(2 * v), u * v])
+
+    roll, scale, shift = 0.3, 0.7, (0.1, -0.05)
+    zero = torch.zeros(1)
+    rolled = pose.matrix_from_euler(zero, zero, zero + roll)
+    moved = pose.make_pose(rolled, torch.tensor([[*shift, 0.0]]), torch.tensor([scale]))
+    cos, sin = math.cos(roll) / scale, math.sin(roll) / scale
+    u, v = cos * (x - shift[0]) + sin * (y - shift[1]), -sin * (x - shift[0]) + cos * (y - shift[1])
+    seen = pose.face_view(scene(u, v)[None], moved)
+    expected = pose.face_view(scene(x, y)[None], pose.identity_pose(1))
+    torch.testing.assert_close(seen[..., 8:-8, 8:-8], expected[..., 8:-8, 8:-8], atol=0.02, rtol=0)
+    # Yaw moves the front of the face sideways, and the view goes with it.
+    turned = pose.make_pose(pose.matrix_from_euler(zero + 0.5, zero, zero), torch.zeros(1, 3), torch.ones(1))
+    assert (pose.face_view(x.expand(1, 3, 64, 64), turned).mean() < -0.1).item()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch.utils.data import default_collate
 
-from dex.batch import BACKGROUND, Batch
+from dex.batch import BACKGROUND, Batch, blendshape_row
 from dex.data.latents import ClipLatents
 from dex.data.regions import region_maps
 from dex.data.shards import ClipMeta, FrameLabels, ShardError, StoredClip
@@ -58,6 +58,7 @@ class OpenClip:
         known = np.isfinite(self.labels.pose).all(axis=(1, 2)) & (self.labels.pose_weight > 0)
         self.pose = np.where(known[:, None, None], self.labels.pose, np.eye(3, 4)).astype(np.float32)
         self.pose_weight = np.where(known, self.labels.pose_weight, 0).astype(np.float32)
+        self.blendshapes = blendshape_row(self.meta.blendshape_names, self.labels.blendshapes)
         self.size, self.cached = size, latents
         self._reader = ClipReader(
             stored.members["mp4"](), self.meta.frames, None if size == self.meta.crop.size else size
@@ -98,6 +99,7 @@ def _draw_pairs(group: list[OpenClip], how: Sampling, count: int, rng: np.random
                 key=f"{_name(group, [source])}|{_name(group, driving)}",
                 pictures=[np.stack([pictures[shot] for shot in part]) for part in ([source], driving, views)],
                 labels=[_labels(group, part) for part in ([source], driving)],
+                view_poses=_poses(group, views),
                 same_view=views is driving,
                 latents=[_latents(group, part) for part in ([source], driving)],
             )
@@ -141,14 +143,19 @@ def _name(group: list[OpenClip], shots: list[Shot]) -> str:
     return "+".join(f"{group[camera].meta.key}@{frame}" for camera, frame in shots)
 
 
-def _labels(group: list[OpenClip], shots: Sequence[Shot]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pose, its weight, and region map of each shot."""
+def _labels(group: list[OpenClip], shots: Sequence[Shot]) -> tuple[np.ndarray, ...]:
+    """Pose, its weight, region map and blendshapes of each shot."""
     if len({camera for camera, _ in shots}) == 1:
         clip, frames = group[shots[0][0]], [frame for _, frame in shots]
-        return clip.pose[frames], clip.pose_weight[frames], clip.regions(frames)
+        return clip.pose[frames], clip.pose_weight[frames], clip.regions(frames), clip.blendshapes[frames]
     parts = [_labels(group, [shot]) for shot in shots]
-    pose, weight, region = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return pose, weight, region
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def _poses(group: list[OpenClip], shots: Sequence[Shot]) -> tuple[np.ndarray, np.ndarray]:
+    """Pose and its weight of each shot."""
+    pose = np.stack([group[camera].pose[frame] for camera, frame in shots])
+    return pose, np.stack([group[camera].pose_weight[frame] for camera, frame in shots])
 
 
 def _latents(group: list[OpenClip], shots: Sequence[Shot]) -> Float[np.ndarray, "N c h w"] | None:
@@ -187,6 +194,7 @@ def _draw_clips(clip: OpenClip, how: Sampling, count: int, rng: np.random.Genera
                 key=f"{clip.meta.key}@{source}|{clip.meta.key}@{begin}-{begin + length - 1}",
                 pictures=[shown, rest, rest],
                 labels=labels,
+                view_poses=labels[1][:2],
                 same_view=True,
                 latents=[_latents([clip], [(0, i) for i in part]) for part in ([source], window)],
             )
@@ -236,22 +244,28 @@ def _sample(
     key: str,
     pictures: list[np.ndarray],
     labels: Sequence[tuple[np.ndarray, ...]],
+    view_poses: Sequence[np.ndarray],
     same_view: bool,
     latents: Sequence[np.ndarray | None],
 ) -> Batch:
-    """A sample from [source, driving, views] pictures, [source, driving] labels and latents."""
+    """A sample from [source, driving, views] pictures, [source, driving] labels and latents, and the views' poses
+    with their weight."""
     source, driving, views = (torch.from_numpy(part) for part in pictures)
-    (source_pose, source_weight, source_region), (pose, weight, region) = labels
+    (source_pose, source_weight, source_region, _), (pose, weight, region, blendshapes) = labels
+    view_pose, view_weight = view_poses
     source_latent, latent = (None if part is None else torch.from_numpy(part) for part in latents)
     return Batch(
         key=[key],
         source=source[0],
         driving=driving,
         expression_view=driving if same_view else views,
+        view_pose=torch.from_numpy(view_pose),
+        view_pose_weight=torch.from_numpy(view_weight),
         source_pose=torch.from_numpy(source_pose)[0],
         driving_pose=torch.from_numpy(pose),
         source_pose_weight=torch.from_numpy(source_weight)[0],
         driving_pose_weight=torch.from_numpy(weight),
+        driving_blendshapes=torch.from_numpy(blendshapes),
         driving_region=torch.from_numpy(region),
         source_region=torch.from_numpy(source_region)[0],
         source_latent=None if source_latent is None else source_latent[0],

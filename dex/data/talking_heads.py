@@ -161,6 +161,11 @@ class TalkingHeads(L.LightningDataModule):
             latents=self.latent_cache,
         )
 
+    @property
+    def size(self) -> int:
+        """Pixels, both sides, of the pictures that it yields."""
+        return self.sampling.size
+
     def train_dataloader(self) -> Loader:
         """Endless batches of this rank from number `consumed` on."""
         schedule = self._schedule()

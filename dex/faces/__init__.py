@@ -2,3 +2,7 @@
 
 Needs `pip install 'dex-portrait[prep]'` (MediaPipe, OpenCV). Only `detect` loads MediaPipe.
 """
+
+
+class FaceError(ValueError):
+    """No face, several, or one that is lost."""

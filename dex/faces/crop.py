@@ -25,13 +25,20 @@ _SIGMAS = (1.0, 0.5, 0.25, 0.125)  # seconds
 _AWAY = 0.1
 
 
-def squares(landmarks: Float[np.ndarray, "T L 2"], width: int, height: int, fps: float) -> Float[np.ndarray, "T 3"]:
+def squares(
+    landmarks: Float[np.ndarray, "T L 2"],
+    width: int,
+    height: int,
+    fps: float,
+    margin: float = MARGIN,
+    shift_up: float = SHIFT_UP,
+) -> Float[np.ndarray, "T 3"]:
     """x0, y0 and side, in pixels of a width×height picture, of each frame's square in one clip."""
     box = bounds(landmarks.astype(np.float64))
     face = np.exp(_calm(np.log(larger_side(box))[:, None], _AWAY, fps))  # T 1
-    side = np.minimum(MARGIN * face, np.maximum(MIN_MARGIN * face, min(width, height)))
+    side = np.minimum(margin * face, np.maximum(MIN_MARGIN * face, min(width, height)))
     centre = _calm((box[:, :2] + box[:, 2:]) / 2, _AWAY * float(np.median(side)), fps)
-    corner = centre - side / 2 - side * [0, SHIFT_UP]
+    corner = centre - side / 2 - side * [0, shift_up]
     room = np.array([width, height]) - side  # negative where the square is larger than the picture
     path = np.concatenate([np.clip(corner, np.minimum(room, 0), np.maximum(room, 0)), side], axis=-1)
     return np.rint(path) if (path == path[0]).all() else path  # whole pixels are cut out without interpolation

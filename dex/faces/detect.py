@@ -73,6 +73,15 @@ class FaceTracker:
         self._box: Box | None = None
         self._score, self._others, self._age = 0.0, np.zeros((0, 4), np.float32), 0
 
+    def aim(self, box: Box) -> None:
+        """Take the face in `box` for the one that is followed."""
+        self._box, self._age = box, 0
+
+    def faces(self, image: Shaped[np.ndarray, "H W 3"]) -> Float[np.ndarray, "N 4"]:
+        """Boxes of the faces in a picture, the largest first; unsure ones only where there is nothing better."""
+        found = self._find(image)
+        return found[found[:, 4] >= min(_MIN_OTHER_SCORE, found[:, 4].max(initial=0)), :4]
+
     def close(self) -> None:
         self._landmarker.close()
 

@@ -7,25 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from dex.motion.config import MotionConfig
-from dex.motion.generator import MotionGenerator
+from dex.motion.generator import MotionGenerator, read_motion
 from dex.saved import ExportError as ExportError
 from dex.saved import load_exactly, read, write
 
 ENCODERS = ("pose_encoder", "expression_encoder")
+ENCODERS_FILE = "encoders.safetensors"
 
 
-def save_generator(folder: Path, config: MotionConfig, state: dict[str, Tensor], provenance: dict[str, Any]) -> None:
+def save_generator(
+    folder: Path,
+    config: MotionConfig,
+    state: dict[str, Tensor],
+    provenance: dict[str, Any],
+    crop: dict[str, Any] | None = None,
+) -> None:
     """Writes config.json, generator.safetensors (everything that animates) and encoders/ (its two encoders alone).
 
-    `state` is a `MotionGenerator` state_dict; `provenance` says where it comes from (run, step).
+    `state` is a `MotionGenerator` state_dict; `provenance` says where it comes from (run, step); `crop` are the fields
+    of the `CropContract` by which the pictures of its training were cut, None where nobody knows.
     """
-    sections = {"network": dataclasses.asdict(config), "provenance": provenance}
+    sections = {"network": dataclasses.asdict(config), "crop": crop, "provenance": provenance}
     write(folder, "generator.safetensors", sections, state)
     encoders = {name: tensor for name, tensor in state.items() if name.split(".")[0] in ENCODERS}
-    write(folder / "encoders", "encoders.safetensors", sections, encoders)
+    write(folder / "encoders", ENCODERS_FILE, sections, encoders)
 
 
 def load_generator(folder: Path) -> MotionGenerator:
@@ -36,10 +46,31 @@ def load_generator(folder: Path) -> MotionGenerator:
     return generator.requires_grad_(False).eval()
 
 
-def load_encoders(folder: Path) -> torch.nn.ModuleDict:
-    """{"pose_encoder", "expression_encoder"} of an export's encoders/, frozen and in evaluation mode."""
-    saved = read(folder, "encoders.safetensors")
-    whole = MotionGenerator(MotionConfig.from_dict(saved.content["network"]))
-    encoders = torch.nn.ModuleDict({name: getattr(whole, name) for name in ENCODERS})
+class Encoders(torch.nn.ModuleDict):
+    """{"pose_encoder", "expression_encoder"} of a motion trainer, frozen, for pictures of any size."""
+
+    def __init__(self, config: MotionConfig) -> None:
+        whole = MotionGenerator(config)
+        super().__init__({name: getattr(whole, name) for name in ENCODERS})
+        self.config = config
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def read_motion(self, pictures: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:
+        """P and e."""
+        return read_motion(self["pose_encoder"], self["expression_encoder"], self.fitted(pictures))
+
+    def fitted(self, pictures: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 h w"]:
+        """Scaled to the size that the encoders were trained on."""
+        size = (self.config.size, self.config.size)
+        if pictures.shape[-2:] == size:
+            return pictures
+        return F.interpolate(pictures, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def load_encoders(folder: Path) -> Encoders:
+    """The encoders of an export's encoders/. Raises `ExportError`."""
+    saved = read(folder, ENCODERS_FILE)
+    encoders = Encoders(MotionConfig.from_dict(saved.content["network"]))
     load_exactly(encoders, saved.state, folder)
-    return encoders.requires_grad_(False).eval()
+    return encoders

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from dex.motion.config import MotionConfig
 from dex.motion.layers import ResBlock2d, group_norm
 
+_GRID = 4
+
 
 class Hourglass(nn.Module):
     """Down and up again with skips, recursively (Newell et al. 2016); `depth` halvings."""
@@ -28,8 +30,9 @@ class Hourglass(nn.Module):
 class ExpressionEncoder(nn.Module):
     """I_d → e ∈ R^512: FAN (Bulat & Tzimiropoulos 2017), stacked hourglasses pooled to a vector (sec. 3.1).
 
-    The pooling is over the whole map **(ours)**: which eye or lip moved must be in the channels, where it stood in the
-    picture is lost, and that is pose.
+    It is shown the face upright, in the middle and at one size (`dex.pose.face_view`), and pools by strided blocks to a
+    grid of 4×4 **(both ours)**. Told the blendshapes outright, an encoder that averaged over maps of the whole picture
+    had found nothing after 16,000 pictures (R² of jaw 0.0, blink 0.0); on upright faces 0.9 and 0.6.
     """
 
     def __init__(self, config: MotionConfig) -> None:
@@ -43,15 +46,15 @@ class ExpressionEncoder(nn.Module):
             ResBlock2d(width // 2, width),
         )
         self.hourglasses = nn.ModuleList(Hourglass(width, config.fan_depth) for _ in range(config.fan_stacks))
+        steps = max(1, (config.fan_size // _GRID).bit_length() - 1)
+        grid = config.fan_size >> steps
         self.pool = nn.Sequential(
-            ResBlock2d(width, width, stride=2),
-            ResBlock2d(width, width, stride=2),
-            group_norm(width),
+            *(ResBlock2d(width if i == 0 else 2 * width, 2 * width, stride=2) for i in range(steps)),
+            group_norm(2 * width),
             nn.SiLU(),
-            nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.linear = nn.Linear(width, config.expression_dim)
+        self.linear = nn.Linear(2 * width * grid**2, config.expression_dim)
 
     def forward(self, picture: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
         feature = self.stem(picture)

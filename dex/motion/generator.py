@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,7 +13,25 @@ from dex.motion.config import MotionConfig
 from dex.motion.decoder import Decoder
 from dex.motion.expression_encoder import ExpressionEncoder
 from dex.motion.pose_encoder import PoseEncoder
-from dex.pose import warp_volume
+from dex.pose import face_view, warp_volume
+
+
+@dataclass
+class Generated:
+    """A batch's output beside the poses and codes it was made with."""
+
+    fake: Float[Tensor, "B K 3 H W"]
+    source_pose: Float[Tensor, "B 3 4"]
+    driving_pose: Float[Tensor, "B K 3 4"]
+    expression: Float[Tensor, "B K E"]
+
+
+def read_motion(
+    pose_encoder: nn.Module, expression_encoder: nn.Module, picture: Float[Tensor, "N 3 H W"]
+) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:
+    """P and e of pictures. The expression encoder sees the face as P brings it upright (`dex.pose.face_view`)."""
+    pose = pose_encoder(picture)
+    return pose, expression_encoder(face_view(picture, pose))
 
 
 class MotionGenerator(nn.Module):
@@ -26,6 +46,10 @@ class MotionGenerator(nn.Module):
         self.expression_encoder = ExpressionEncoder(config)
         self.flatten = FlattenCNN(config)
         self.decoder = Decoder(config)
+
+    def read_motion(self, picture: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:
+        """P and e of pictures."""
+        return read_motion(self.pose_encoder, self.expression_encoder, picture)
 
     def forward(
         self,

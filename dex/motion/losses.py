@@ -15,6 +15,8 @@ from dex import weights
 from dex.batch import EYES, FACE, MOUTH
 from dex.pose import geodesic, split_pose
 
+_BLENDSHAPE_DEVIATION = 0.25  # of one coefficient over frames, about
+
 Perceptual = Literal["none", "vgg16", "stlpips_vgg", "stlpips_alex"]
 
 
@@ -29,10 +31,13 @@ class LossWeights:
     adversarial_start: int = 0  # steps before the discriminator joins
     r1: float = 10.0  # γ of R1 (ours)
     r1_interval: int = 16
-    # The pose anchor (ours): supervised by the shards' labels, decays exponentially to `pose_floor` of its weight
+    # The anchors (ours): supervised by the shards' labels, decaying exponentially to `anchor_floor` of their weight.
+    # Pose: METHOD.md. Expression: a linear read-out of e must tell the blendshapes, which gives the decoder a code that
+    # says something long before reconstruction would teach it to; what else e says stays free.
     pose: float = 0.0
-    pose_half_life: float = 20_000  # steps
-    pose_floor: float = 0.0
+    expression: float = 0.0
+    anchor_half_life: float = 20_000  # steps
+    anchor_floor: float = 0.0
     # For runs without a perceptual network (ours): L1 also at 1/2, 1/4, 1/8 size, and again on face, eyes and mouth,
     # each as a mean over its own region, which gives small regions a say.
     multi_scale: float = 0.0
@@ -144,9 +149,16 @@ def pose_loss(
     return (error * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
-def pose_weight(weight: LossWeights, step: int) -> float:
-    """The anchor's weight at a step: halves every `pose_half_life`, never below `pose_floor` of the start."""
-    return weight.pose * max(weight.pose_floor, 0.5 ** (step / weight.pose_half_life))
+def expression_loss(predicted: Float[Tensor, "*b 51"], label: Float[Tensor, "*b 51"]) -> Float[Tensor, ""]:
+    """Mean squared error over the blendshapes that are known (not NaN), in units of their usual deviation."""
+    known = ~label.isnan()
+    error = (predicted - label.nan_to_num()) / _BLENDSHAPE_DEVIATION
+    return (error.square() * known).sum() / known.sum().clamp_min(1)
+
+
+def anchor_factor(weight: LossWeights, step: int) -> float:
+    """Of both anchors' weights at a step: halves every `anchor_half_life`, never below `anchor_floor`."""
+    return max(weight.anchor_floor, 0.5 ** (step / weight.anchor_half_life))
 
 
 def generator_adversarial(fake_logits: Float[Tensor, "N"]) -> Float[Tensor, ""]:

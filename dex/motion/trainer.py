@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from dex.batch import FACE, Batch
+from dex.batch import BLENDSHAPES, FACE, Batch
 from dex.data.augment import ExpressionAugmentation, PoseAugmentation, expression_augment, pose_augment
-from dex.motion import losses
+from dex.motion import losses, pictures
 from dex.motion.config import MotionConfig
 from dex.motion.discriminator import Discriminator
-from dex.motion.evaluation import MotionEvaluation
-from dex.motion.generator import MotionGenerator
+from dex.motion.evaluation import MotionEvaluation, report
+from dex.motion.generator import Generated, MotionGenerator
 from dex.motion.layers import to_channels_last
 from dex.motion.losses import LossWeights, Perceptual, PerceptualLoss
+from dex.pose import face_view
+from dex.training import check_finite, rate_factor, step_random, update_average
 
-
-class NonFiniteLossError(ValueError):
-    """A loss became NaN or infinite; the message names it, the step and the samples."""
+REMEDY = "Lower optimisation.learning_rate, set optimisation.clip_norm"  # of a loss that is not finite
 
 
 @dataclass(frozen=True)
@@ -46,24 +42,12 @@ class Optimisation:
     clip_norm: float = 0.0  # of the generator side's gradient; 0: none
     ema_decay: float = 0.999
     # Order of learning (ours), for short runs: pose, then generator, then expression
-    pose_first: int = 0  # steps in which the pose anchor alone is trained; a tenth of the cost of the others
+    anchors_first: int = 0  # steps in which the anchors alone are trained; a third of the cost of the others
     teacher_poses: int = 0  # steps after them over which warps go over from the labels' poses to the encoder's
 
     def factor(self, step: int) -> float:
         """Of the learning rate at a step."""
-        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        done = min(1.0, step / self.decay_steps) if self.decay_steps else 0.0
-        return warm * 0.5 * (1 + math.cos(math.pi * done))
-
-
-@dataclass
-class Generated:
-    """A batch's output beside the poses and codes it was made with."""
-
-    fake: Float[Tensor, "B K 3 H W"]
-    source_pose: Float[Tensor, "B 3 4"]
-    driving_pose: Float[Tensor, "B K 3 4"]
-    expression: Float[Tensor, "B K E"]
+        return rate_factor(step, self.warmup_steps, self.decay_steps)
 
 
 class MotionTrainer(L.LightningModule):
@@ -88,6 +72,8 @@ class MotionTrainer(L.LightningModule):
         self.generator = MotionGenerator(network)
         to_channels_last(self.generator)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        # Of the expression anchor; it goes into no export.
+        self.read_out = nn.Linear(network.expression_dim, len(BLENDSHAPES)) if loss.expression else None
         self.discriminator = Discriminator(network) if loss.adversarial else None
         if self.discriminator is not None:
             to_channels_last(self.discriminator)
@@ -97,7 +83,10 @@ class MotionTrainer(L.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.optimisation
-        made = [torch.optim.Adam(self.generator.parameters(), settings.learning_rate, settings.betas)]
+        trained = list(self.generator.parameters())
+        if self.read_out is not None:
+            trained += self.read_out.parameters()
+        made = [torch.optim.Adam(trained, settings.learning_rate, settings.betas)]
         if self.discriminator is not None:
             rate = settings.discriminator_learning_rate
             made.append(torch.optim.Adam(self.discriminator.parameters(), rate, settings.betas))
@@ -108,17 +97,19 @@ class MotionTrainer(L.LightningModule):
             network.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        random = self.step_random()
-        poses = self.encode_poses(batch, random)
-        if self.global_step < self.optimisation.pose_first:
-            self.generator_update(batch, {"pose": self.label_loss(batch, *poses)})
+        random = step_random(self, self.seed)
+        source_pose, driving_pose, view_pose = self.encode_poses(batch, random)
+        expression = self.encode_expression(batch, random)
+        anchors = self.anchor_losses(batch, source_pose, driving_pose, view_pose, expression)
+        if self.global_step < self.optimisation.anchors_first:
+            self.generator_update(batch, anchors)
         else:
-            self.train_on(batch, self.generate(batch, *poses, random))
-        self.update_average()
+            self.train_on(batch, self.generate(batch, source_pose, driving_pose, expression, random), anchors)
+        update_average(self.average, self.generator, self.optimisation.ema_decay, self.global_step)
 
-    def train_on(self, batch: Batch, generated: Generated) -> None:
+    def train_on(self, batch: Batch, generated: Generated, anchors: dict[str, Tensor]) -> None:
         """One step of the discriminator, once it has joined, and one of the generator side."""
-        terms = self.generator_losses(batch, generated)
+        terms = self.generator_losses(batch, generated) | anchors
         if self.discriminator is not None and self.global_step >= self.loss.adversarial_start:
             terms |= self.discriminator_update(batch, generated.fake.detach())
             with freeze(self.discriminator):
@@ -127,24 +118,42 @@ class MotionTrainer(L.LightningModule):
 
     def encode_poses(
         self, batch: Batch, random: torch.Generator
-    ) -> tuple[Float[Tensor, "B 3 4"], Float[Tensor, "B K 3 4"]]:
-        """P_s and P_d, read from behind the expression augmentation."""
-        frames = torch.cat([batch.source, batch.driving.flatten(0, 1)])
-        regions = torch.cat([batch.source_region, batch.driving_region.flatten(0, 1)])
-        poses = self.generator.pose_encoder(expression_augment(frames, regions, self.expression_augmentation, random))
-        sources = len(batch.source)
-        return poses[:sources], poses[sources:].unflatten(0, (sources, -1))
+    ) -> tuple[Float[Tensor, "B 3 4"], Float[Tensor, "B K 3 4"], Float[Tensor, "B K 3 4"]]:
+        """P_s, P_d and the pose in the expression view, read from behind the expression augmentation.
+
+        Where another camera made that view, its pose is one more that the anchor can teach; it has no region labels.
+        """
+        frames = [batch.source, batch.driving.flatten(0, 1)]
+        regions = [batch.source_region, batch.driving_region.flatten(0, 1)]
+        crossed = self.loss.pose > 0 and not torch.equal(batch.view_pose, batch.driving_pose)
+        if crossed:
+            frames.append(batch.expression_view.flatten(0, 1))
+            regions.append(torch.zeros_like(regions[1]))
+        picture = expression_augment(torch.cat(frames), torch.cat(regions), self.expression_augmentation, random)
+        source, *rest = self.generator.pose_encoder(picture).split([len(frame) for frame in frames])
+        driving, view = (part.unflatten(0, batch.driving.shape[:2]) for part in (rest[0], rest[-1]))
+        return source, driving, view
+
+    def encode_expression(self, batch: Batch, random: torch.Generator) -> Float[Tensor, "B K E"]:
+        """e, read from behind the pose augmentation, of faces brought upright by the labels' poses where they are known
+        (their errors do not yet depend on how far training has come), elsewhere by the encoder's."""
+        view, known = batch.expression_view.flatten(0, 1), batch.view_pose_weight.flatten() > 0
+        pose = batch.view_pose.flatten(0, 1)
+        if not known.all():
+            with torch.no_grad():
+                pose = torch.where(known[:, None, None], pose, self.generator.pose_encoder(view))
+        face = pose_augment(face_view(view, pose), self.pose_augmentation, random)
+        return self.generator.expression_encoder(face).unflatten(0, (len(batch.source), -1))
 
     def generate(
         self,
         batch: Batch,
         source_pose: Float[Tensor, "B 3 4"],
         driving_pose: Float[Tensor, "B K 3 4"],
+        expression: Float[Tensor, "B K E"],
         random: torch.Generator,
     ) -> Generated:
-        """Î for a training batch, its expression read from behind the pose augmentation."""
-        view = pose_augment(batch.expression_view.flatten(0, 1), self.pose_augmentation, random)
-        expression = self.generator.expression_encoder(view).unflatten(0, (len(batch.source), -1))
+        """Î for a training batch."""
         warp_source, warp_driving = self.warp_poses(batch, source_pose, driving_pose, random)
         fake = self.generator(batch.source, warp_source, warp_driving, expression)
         return Generated(fake, source_pose, driving_pose, expression)
@@ -162,7 +171,7 @@ class MotionTrainer(L.LightningModule):
         pose encoder listen to a generator that knows nothing yet: until then only the labels train it.
         """
         steps = self.optimisation.teacher_poses
-        done = self.global_step - self.optimisation.pose_first
+        done = self.global_step - self.optimisation.anchors_first
         if done >= steps:
             return source_pose, driving_pose
         source_pose, driving_pose = source_pose.detach(), driving_pose.detach()
@@ -180,24 +189,35 @@ class MotionTrainer(L.LightningModule):
         terms = losses.reconstruction_losses(fake, real, region, self.loss)
         for network in self._perceptual:
             terms["lpips"], terms["clpips"] = network(fake, real, losses.region_mask(region, lowest=FACE))
-        if self.loss.pose:
-            terms["pose"] = self.label_loss(batch, generated.source_pose, generated.driving_pose)
         return terms
 
-    def label_loss(
-        self, batch: Batch, source_pose: Float[Tensor, "B 3 4"], driving_pose: Float[Tensor, "B K 3 4"]
-    ) -> Float[Tensor, ""]:
-        """The pose anchor: predicted poses against the labels of the shards."""
-        return losses.pose_loss(
-            torch.cat([source_pose, driving_pose.flatten(0, 1)]),
-            torch.cat([batch.source_pose, batch.driving_pose.flatten(0, 1)]),
-            torch.cat([batch.source_pose_weight, batch.driving_pose_weight.flatten()]),
-        )
+    def anchor_losses(
+        self,
+        batch: Batch,
+        source_pose: Float[Tensor, "B 3 4"],
+        driving_pose: Float[Tensor, "B K 3 4"],
+        view_pose: Float[Tensor, "B K 3 4"],
+        expression: Float[Tensor, "B K E"],
+    ) -> dict[str, Tensor]:
+        """The anchors asked for: predicted poses, and blendshapes read out of e, against the labels of the shards."""
+        terms = {}
+        if self.loss.pose:
+            terms["pose"] = losses.pose_loss(
+                torch.cat([source_pose, driving_pose.flatten(0, 1), view_pose.flatten(0, 1)]),
+                torch.cat([batch.source_pose, batch.driving_pose.flatten(0, 1), batch.view_pose.flatten(0, 1)]),
+                torch.cat(
+                    [batch.source_pose_weight, batch.driving_pose_weight.flatten(), batch.view_pose_weight.flatten()]
+                ),
+            )
+        if self.read_out is not None:
+            terms["expression"] = losses.expression_loss(self.read_out(expression), batch.driving_blendshapes)
+        return terms
 
     def generator_update(self, batch: Batch, terms: dict[str, Tensor]) -> None:
-        weights = {**vars(self.loss), "pose": losses.pose_weight(self.loss, self.global_step)}
+        factor = losses.anchor_factor(self.loss, self.global_step)
+        weights = {**vars(self.loss), "pose": factor * self.loss.pose, "expression": factor * self.loss.expression}
         total = torch.stack([weights[name] * term for name, term in terms.items() if name in weights]).sum()
-        self.check_finite({**terms, "total": total}, batch)
+        check_finite(self, {**terms, "total": total}, batch, REMEDY)
         wrapped: Any = self.optimizers()
         optimizer = wrapped[0] if isinstance(wrapped, list) else wrapped
         rate = self.set_rate(optimizer, self.optimisation.learning_rate)
@@ -226,7 +246,7 @@ class MotionTrainer(L.LightningModule):
         if self.global_step % self.loss.r1_interval == 0:
             terms["r1"] = losses.r1_penalty(self.discriminator, real)
             total = total + self.loss.r1 * self.loss.r1_interval * terms["r1"]
-        self.check_finite(terms, batch)
+        check_finite(self, terms, batch, REMEDY)
         optimizer = self.unwrapped_optimizers()[1]
         rate = self.set_rate(optimizer, self.optimisation.discriminator_learning_rate)
         optimizer.zero_grad()
@@ -246,33 +266,11 @@ class MotionTrainer(L.LightningModule):
             group["lr"] = rate
         return rate
 
-    def step_random(self) -> torch.Generator:
-        """Random numbers of this step and rank alone: a resumed run repeats them without a stored state."""
-        numbers = np.random.SeedSequence([self.seed, self.global_step, self.global_rank]).generate_state(2)
-        return torch.Generator(self.device).manual_seed(int(numbers[0]) << 20 ^ int(numbers[1]))
-
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """EMA of the generator side; the decay grows from 0 so that the start is forgotten soon."""
-        decay = min(self.optimisation.ema_decay, (1 + self.global_step) / (10 + self.global_step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - decay)
-
-    def check_finite(self, terms: dict[str, Tensor], batch: Batch) -> None:
-        """Raises `NonFiniteLossError` naming the losses and samples, after saving the batch beside the logs."""
-        values = torch.stack([term.detach().float() for term in terms.values()])
-        if torch.isfinite(values).all():
-            return
-        bad = [name for name, finite in zip(terms, torch.isfinite(values).tolist(), strict=True) if not finite]
-        path = save_batch(batch, Path(self.trainer.log_dir or self.trainer.default_root_dir), self.global_step)
-        raise NonFiniteLossError(
-            f"step {self.global_step}: loss {', '.join(bad)} is not finite. The batch is saved in {path}; "
-            f"its samples: {', '.join(batch.key)}. Lower optimisation.learning_rate, set optimisation.clip_norm, "
-            "or look at these samples."
-        )
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # As plain numbers: an export reads the checkpoint without unpickling classes.
         checkpoint["motion_config"] = dataclasses.asdict(self.network)
+        crop = getattr(getattr(self.trainer, "datamodule", None), "crop", None)
+        checkpoint["crop"] = crop and dataclasses.asdict(crop)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         made = self.reenact(batch)
@@ -284,7 +282,7 @@ class MotionTrainer(L.LightningModule):
         pose_view = batch.driving if batch.pose_view is None else batch.pose_view
         source_pose = self.average.pose_encoder(batch.source)
         driving_pose = self.average.pose_encoder(pose_view.flatten(0, 1)).unflatten(0, (-1, drivers))
-        expression = self.average.expression_encoder(batch.expression_view.flatten(0, 1)).unflatten(0, (-1, drivers))
+        expression = self.average.read_motion(batch.expression_view.flatten(0, 1))[1].unflatten(0, (-1, drivers))
         return Generated(
             self.average(batch.source, source_pose, driving_pose, expression), source_pose, driving_pose, expression
         )
@@ -292,6 +290,18 @@ class MotionTrainer(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self.evaluation.compute().items()})
         self.evaluation.reset()
+
+    def pictures(self, batch: Batch, samples: int) -> dict[str, Float[Tensor, "3 H W"]]:
+        """What TensorBoard shows of a batch, by tag, values in [0, 1]."""
+        return {
+            "preview/source_driver_output_warped": pictures.reenactment_grid(
+                self.average, batch, self.reenact(batch), samples
+            ),
+            "preview/swap_grid_pose_by_expression": pictures.swap_grid(self.average, batch),
+        }
+
+    def report(self, figures: Mapping[str, float]) -> str:
+        return report(figures)
 
 
 # Checkpoints hold these as hyperparameters and are only ever read with weights_only=True.
@@ -307,12 +317,3 @@ def freeze(module: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         module.requires_grad_(True)
-
-
-def save_batch(batch: Batch, folder: Path, step: int) -> Path:
-    """Writes a batch's tensors for study, as safetensors with its keys in the header."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"nonfinite-step-{step}.safetensors"
-    tensors = {name: value.detach().cpu().contiguous() for name, value in vars(batch).items() if torch.is_tensor(value)}
-    save_file(tensors, path, metadata={"keys": json.dumps(batch.key)})
-    return path

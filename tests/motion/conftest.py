@@ -32,7 +32,15 @@ TINY = MotionConfig(
     discriminator_cap=32,
 )
 PIXEL_LOSSES = LossWeights(
-    l1=1, multi_scale=1, region_face=1, region_eyes=1, region_mouth=1, pose=0.5, adversarial=0.1, r1_interval=4
+    l1=1,
+    multi_scale=1,
+    region_face=1,
+    region_eyes=1,
+    region_mouth=1,
+    pose=0.5,
+    expression=0.5,
+    adversarial=0.1,
+    r1_interval=4,
 )
 
 

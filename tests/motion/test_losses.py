@@ -28,10 +28,17 @@ def test_labels_without_confidence_give_no_loss() -> None:
     assert losses.pose_loss(pose, torch.randn(3, 3, 4), torch.zeros(3)).item() == 0
 
 
-def test_pose_weight_halves_and_stops_at_its_floor() -> None:
-    weight = LossWeights(pose=2, pose_half_life=100, pose_floor=0.1)
-    assert [losses.pose_weight(weight, step) for step in (0, 100, 200)] == [2, 1, 0.5]
-    assert losses.pose_weight(weight, 10_000) == pytest.approx(0.2)
+def test_expression_anchor_counts_what_is_known_only() -> None:
+    label = torch.tensor([[0.5, math.nan], [math.nan, 0.25]])
+    predicted = torch.tensor([[0.25, 7.0], [9.0, 0.25]])
+    assert losses.expression_loss(predicted, label) == pytest.approx(0.5)  # one deviation of 0.25, and a hit
+    assert losses.expression_loss(predicted, label * math.nan) == 0
+
+
+def test_anchors_halve_and_stop_at_their_floor() -> None:
+    weight = LossWeights(anchor_half_life=100, anchor_floor=0.1)
+    assert [losses.anchor_factor(weight, step) for step in (0, 100, 200)] == [1, 0.5, 0.25]
+    assert losses.anchor_factor(weight, 10_000) == pytest.approx(0.1)
 
 
 def test_region_loss_looks_at_its_region_only() -> None:

@@ -29,7 +29,7 @@ def test_paper_size_has_the_papers_shapes() -> None:
         generator = MotionGenerator(config)
         shapes = outputs_by_name(generator)
         source, driving = torch.empty(1, 3, 256, 256), torch.empty(4, 3, 256, 256)
-        pose, expression = generator.pose_encoder(driving), generator.expression_encoder(driving)
+        pose, expression = generator.read_motion(driving)
         fake = generator(source, identity_pose(1), pose[None], expression[None])
     assert pose.shape == (4, 3, 4)
     assert expression.shape == (4, 512)
@@ -59,7 +59,7 @@ def test_discriminator_at_paper_size() -> None:
 def test_paper_size_runs_forward_and_backward() -> None:
     generator = MotionGenerator(MotionConfig())
     source, driving = torch.randn(1, 3, 256, 256).clamp(-1, 1), torch.randn(1, 3, 256, 256).clamp(-1, 1)
-    pose, expression = generator.pose_encoder(driving), generator.expression_encoder(driving)
+    pose, expression = generator.read_motion(driving)
     fake = generator(source, generator.pose_encoder(source), pose[None], expression[None])
     F.l1_loss(fake[:, 0], driving).backward()
     assert torch.isfinite(fake).all()

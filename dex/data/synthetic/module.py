@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dex.batch import Batch, to_float
+from dex.batch import Batch, blendshape_row, to_float
+from dex.data.synthetic.blendshapes import BLENDSHAPES
 from dex.data.synthetic.head import Head, make_head
-from dex.data.synthetic.motion import sample_expression, sample_pose
+from dex.data.synthetic.motion import crop_contract, sample_expression, sample_pose
 from dex.data.synthetic.render import render
 
 # Identity seeds of training and of validation never meet.
@@ -54,6 +55,7 @@ class SyntheticBatches(Dataset[Batch]):
             **columns,
             source_pose_weight=torch.ones(self.batch_size),
             driving_pose_weight=torch.ones(self.batch_size, self.drivers),
+            view_pose_weight=torch.ones(self.batch_size, self.drivers),
         )
 
     def sample(self, head: Head, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -75,8 +77,10 @@ class SyntheticBatches(Dataset[Batch]):
             "source": image[0],
             "driving": image[driving],
             "expression_view": image[other] if self.second_view else image[driving],
+            "view_pose": torch.from_numpy(pose[other if self.second_view else driving]),
             "source_pose": label[0],
             "driving_pose": label[driving],
+            "driving_blendshapes": torch.from_numpy(blendshape_row(BLENDSHAPES, expression[driving])),
             "driving_region": region[driving],
             "source_region": region[0],
         }
@@ -125,6 +129,7 @@ class SyntheticHeads(L.LightningDataModule):
         self.size, self.batch_size, self.drivers, self.workers, self.seed = size, batch_size, drivers, workers, seed
         self.second_view, self.identities = second_view, identities
         self.val_identities, self.val_batches = val_identities, val_batches
+        self.crop = crop_contract(size)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         # Lightning has restored the step before it asks for the loader.

@@ -5,6 +5,7 @@ Pose never depends on expression.
 
 import numpy as np
 
+from dex.data.shards import CropContract
 from dex.data.synthetic.blendshapes import BLENDSHAPES, INDEX
 from dex.data.synthetic.surface import Array
 
@@ -12,6 +13,11 @@ POSE_DEGREES = (45.0, 25.0, 20.0)  # largest yaw, pitch, roll
 SCALE = (0.60, 0.82)
 SHIFT = 0.16
 CENTRE = (0.0, 0.08)  # middle of the head's frame, so that the hair stays inside
+
+
+def crop_contract(size: int) -> CropContract:
+    """Of pictures of these poses: there is no rule, the heads move inside their frame; the margin is the mean."""
+    return CropContract("synthetic.v1", size, margin=1.65, shift_up=0.07)
 
 
 def pose_matrix(yaw: Array, pitch: Array, roll: Array, shift: Array, scale: Array) -> Array:

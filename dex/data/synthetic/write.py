@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dex.data.shards import ClipMeta, CropContract, FrameLabels, ShardIndex, stage_clip, staged_clips, write_shards
+from dex.data.shards import ClipMeta, FrameLabels, ShardIndex, stage_clip, staged_clips, write_shards
 from dex.data.synthetic.blendshapes import BLENDSHAPES
 from dex.data.synthetic.head import make_head, parameters_hash
 from dex.data.synthetic.landmarks import LANDMARK_GROUPS, landmarks
-from dex.data.synthetic.motion import motion_track, view_of
+from dex.data.synthetic.motion import crop_contract, motion_track, view_of
 from dex.data.synthetic.raster import sharpness
 from dex.data.synthetic.render import render
 from dex.data.synthetic.splits import SPLITS, identity_seed
@@ -25,7 +25,6 @@ from dex.video import write_clip
 
 FPS = 25
 PRESET = "veryfast"  # x264's; "medium" costs twice the time of drawing and gains little on pictures this small
-MARGIN, SHIFT_UP = 1.65, 0.07  # the mean over motion_track; the heads move inside their frame
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def write_take(plan: Plan, folder: Path, take: int) -> int:
             source_sha256=parameters_hash(head),
             start=0.0,
             crop_box=[0.0, 0.0, float(plan.size), float(plan.size)],
-            crop=CropContract("synthetic.v1", plan.size, MARGIN, SHIFT_UP),
+            crop=crop_contract(plan.size),
             fps=float(FPS),
             frames=plan.frames,
             landmark_scheme="synthetic",

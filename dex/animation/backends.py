@@ -1,0 +1,132 @@
+"""The networks that animate, behind one interface."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from dex.data.shards import CropContract
+from dex.motion.encoders import ENCODERS, ExportError, load_generator
+
+# Pose P and expression code e of one frame, on the CPU.
+Motion = tuple[Float[Tensor, "3 4"], Float[Tensor, "E"]]
+
+_BATCH = 8  # frames that the generator makes at once
+
+
+class Backend(Protocol):
+    """A checkpoint that reads motion and draws it. Pictures are in [-1, 1], poses in the crop's coordinates."""
+
+    crop: CropContract | None  # how the pictures of its training were cut; None: not known
+    size: int  # pixels a side of the pictures that it reads and makes
+    encoders: str  # fingerprint: expression codes mean something to the encoders that made them only
+    provenance: dict[str, Any]  # of the checkpoint
+
+    def read_motion(self, pictures: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:
+        """Poses and expression codes."""
+
+    def animate(
+        self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[Motion]
+    ) -> Iterator[Shaped[np.ndarray, "H W 3"]]:
+        """uint8 RGB frames of the source in each driving pose and expression; reads `driving` as it goes."""
+
+
+class MotionBackend:
+    """Stage 1's generator alone: one forward a frame, the fast preview."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder`: an export. Raises `ExportError`."""
+        self._device = device()
+        self._generator = load_generator(folder).to(self._device)
+        content = json.loads((folder / "config.json").read_text())
+        self.size = self._generator.config.size
+        encoders = {name: getattr(self._generator, name) for name in ENCODERS}
+        self.crop, self.encoders, self.provenance = described(content, encoders, "motion")
+
+    @torch.inference_mode()
+    def read_motion(self, pictures: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:
+        pictures = pictures.to(self._device)
+        pose, expression = self._generator.read_motion(pictures)
+        return pose.cpu(), expression.cpu()
+
+    @torch.inference_mode()
+    def animate(
+        self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[Motion]
+    ) -> Iterator[Shaped[np.ndarray, "H W 3"]]:
+        feature = self._generator.appearance_encoder(source[None].to(self._device))
+        style = self._generator.style_encoder(feature)
+        pose_s = source_pose[None].to(self._device)
+        remaining = iter(driving)
+        while chunk := list(itertools.islice(remaining, _BATCH)):
+            pose, expression = (torch.stack(part)[None].to(self._device) for part in zip(*chunk, strict=True))
+            yield from to_pictures(self._generator.animate(feature, style, pose_s, pose, expression)[0])
+
+
+def load_backend(
+    checkpoint: Path, kind: str | None, size: int | None, seed: int, steps: int | None, guidance: float | None
+) -> Backend:
+    """What a folder of `python -m dex.export`, or the run that it was made of, holds.
+
+    `kind`: "motion" or "diffusion"; None: whichever it is. `steps` and `guidance`: None takes the sampler's own.
+    Raises ValueError, `ExportError` among others, with what to do.
+    """
+    folder = checkpoint / "export" if (checkpoint / "export" / "config.json").is_file() else checkpoint
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ExportError(
+            f"{checkpoint}: no export (a folder with config.json and safetensors). Make one of a training run with "
+            "`python -m dex.export RUN` and pass RUN or RUN/export"
+        )
+    if kind is None:
+        kind = "diffusion" if "animator.safetensors" in config.read_text() else "motion"
+    given: dict[str, Any] = {
+        name: value for name, value in {"steps": steps, "scale": guidance}.items() if value is not None
+    }
+    if kind == "diffusion":
+        from dex.animation.diffusion import DiffusionBackend, SamplerSettings  # diffusers takes seconds to import
+
+        return DiffusionBackend(folder, SamplerSettings(seed=seed, **given), size)
+    if given:
+        raise ValueError("--steps and --guidance belong to the diffusion backend, this checkpoint is of the motion one")
+    return MotionBackend(folder)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def described(
+    content: Mapping[str, Any], encoders: Mapping[str, torch.nn.Module], backend: str
+) -> tuple[CropContract | None, str, dict[str, Any]]:
+    """Crop contract, fingerprint and provenance, as an export's config.json has them."""
+    crop = CropContract(**content["crop"]) if content.get("crop") else None
+    return crop, fingerprint(encoders), {"backend": backend, **content.get("provenance", {})}
+
+
+def fingerprint(networks: Mapping[str, torch.nn.Module]) -> str:
+    """sha256 over names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, network in sorted(networks.items()):
+        for key, tensor in sorted(network.state_dict().items()):
+            digest.update(f"{name}.{key}".encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def to_network(pictures: list[Shaped[np.ndarray, "H W 3"]]) -> Float[Tensor, "N 3 H W"]:
+    """uint8 → [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float() / 127.5 - 1
+
+
+def to_pictures(pictures: Float[Tensor, "N 3 H W"]) -> Shaped[np.ndarray, "N H W 3"]:
+    """[-1, 1] → uint8."""
+    levels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.movedim(1, -1).cpu().numpy()

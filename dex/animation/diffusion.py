@@ -1,0 +1,58 @@
+"""The diffusion animator as a backend. Apart from the others, because diffusers takes seconds to import."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from dex.animation.backends import Motion, described, device, to_pictures
+from dex.animator.codec import decode_frames, load_codec
+from dex.animator.sampler import SamplerSettings, sample
+from dex.animator.storage import load_animator
+from dex.motion.encoders import ExportError, load_encoders
+
+
+class DiffusionBackend:
+    """Stage 2: the diffusion animator. Its folder holds config.json (`network`, `codec`, `size`, `schedule`, `crop`,
+    `provenance`), animator.safetensors, and encoders/, the frozen ones of stage 1."""
+
+    def __init__(self, folder: Path, settings: SamplerSettings, size: int | None) -> None:
+        """`size`: pixels a side; None: those of the training. Raises ValueError, `ExportError` and `CodecError` too."""
+        self._device = device()
+        network, content = load_animator(folder)
+        self._network = network.to(self._device)
+        if missing := {"codec", "size", "schedule"} - content.keys():
+            raise ExportError(
+                f"{folder / 'config.json'}: says no {' and no '.join(sorted(missing))}. Export the run again."
+            )
+        self._codec = load_codec(content["codec"]).to(self._device)
+        self._encoders = load_encoders(folder / "encoders").to(self._device)
+        self._schedule = content["schedule"]
+        window = min(settings.window, network.config.frames)
+        self._settings = dataclasses.replace(settings, window=window, overlap=min(settings.overlap, window // 2))
+        self.size = content["size"] if size is None else size
+        step = self._codec.factor * 2 ** (len(network.config.unet["block_out_channels"]) - 1)
+        if self.size < step or self.size % step:
+            raise ValueError(f"--size {self.size}: this checkpoint needs a multiple of {step}")
+        self.crop, self.encoders, self.provenance = described(content, dict(self._encoders), "diffusion")
+        self.provenance |= {"steps": settings.steps, "guidance": settings.scale, "seed": settings.seed}
+
+    @torch.inference_mode()
+    def read_motion(self, pictures: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:
+        poses, codes = self._encoders.read_motion(pictures.to(self._device))
+        return poses.cpu(), codes.cpu()
+
+    @torch.inference_mode()
+    def animate(
+        self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[Motion]
+    ) -> Iterator[Shaped[np.ndarray, "H W 3"]]:
+        latent = self._codec.encode(source[None].to(self._device))[0]
+        latents = sample(self._network, latent, source_pose, driving, self._settings, self._schedule)
+        for picture in decode_frames(self._codec, latents):
+            yield to_pictures(picture[None])[0]

@@ -1,0 +1,341 @@
+"""The diffusion animator: stage 2 as a LightningModule (DeX-Portrait, sec. 3.2; METHOD.md, stage 2)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from diffusers import DDPMScheduler
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dex.animator import pictures
+from dex.animator.base import load_base
+from dex.animator.codec import Codec, decode_frames, load_codec
+from dex.animator.conditions import Conditions
+from dex.animator.config import AnimatorConfig
+from dex.animator.evaluation import AnimatorEvaluation, report
+from dex.animator.sampler import NOISE_SCHEDULE, SamplerSettings, sample
+from dex.animator.storage import load_animator
+from dex.animator.unet import AnimatorUNet
+from dex.batch import Batch
+from dex.motion.encoders import ENCODERS_FILE, Encoders, load_encoders
+from dex.saved import ExportError, load_exactly
+from dex.training import check_finite, rate_factor, step_random, update_average
+
+REMEDY = "Lower optimisation.learning_rate, set optimisation.clip_norm"  # of a loss that is not finite
+
+
+@dataclass(frozen=True)
+class AnimatorOptimisation:
+    """AdamW. The paper names no rate; 1e-5 is usual for all weights of Stable Diffusion **(ours)**."""
+
+    learning_rate: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    warmup_steps: int = 500
+    decay_steps: int = 0  # half a cosine to zero, over so many steps; 0: constant
+    clip_norm: float = 1.0  # 0: none
+    ema_decay: float = 0.9999
+    gradient_checkpointing: bool = False  # a third more computation for a fraction of the activations
+
+
+@dataclass(frozen=True)
+class DiffusionLoss:
+    """‖ε − ε_θ(z_t, c; t)‖², and how often conditions are left out so that guidance has something to compare with.
+
+    `prediction` "v_prediction" (Salimans & Ho 2022, sec. 4) has the network estimate v = α ε − σ z_0 instead: for
+    latents of many channels, where a narrow network cannot hand the noise through **(ours)**.
+    """
+
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    min_snr: float = (
+        0.0  # γ of min-SNR weighting (Hang et al. 2023, eq. 9); the usual one is 5; 0: none, as in the paper
+    )
+    drop_expression: float = 0.1  # share of samples without expression (ours)
+    drop_all: float = 0.05  # share of samples without pose, reference and expression (ours)
+
+
+class Animator(L.LightningModule):
+    """Trains the two UNets on the frozen encoders of stage 1; validates and exports the denoiser's moving average.
+
+    Image phase: all but the temporal attention, on independent driving frames. Video phase: the temporal attention
+    alone, on consecutive frames. The image codec and the encoders are frozen, run without gradient, and are part of no
+    optimiser, moving average or checkpoint.
+    """
+
+    def __init__(
+        self,
+        encoders: str,
+        network: AnimatorConfig = AnimatorConfig(),
+        phase: Literal["image", "video"] = "image",
+        codec: str = "space-to-depth:4",
+        base: str | None = None,
+        start: str | None = None,
+        loss: DiffusionLoss = DiffusionLoss(),
+        optimisation: AnimatorOptimisation = AnimatorOptimisation(),
+        sampler: SamplerSettings = SamplerSettings(),
+        sampled: int = 4,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            encoders: folder `encoders/` that `python -m dex.export` wrote from a motion trainer.
+            network: sizes of the UNets.
+            phase: "image" or "video".
+            codec: names the image codec (see `dex.animator.codec`).
+            base: Stable Diffusion 1.5's weights to start from (see `dex.animator.base`); None: random ones.
+            start: export of an animator to start from instead, for the video phase that of the image phase.
+            loss: weighting and condition dropout.
+            optimisation: AdamW and the moving average.
+            sampler: how validation draws its frames.
+            sampled: sources of validation for which all frames are drawn, counted over all of it.
+            seed: drives noise, time steps and dropout; weights are initialised from the global seed.
+        """
+        super().__init__()
+        self.save_hyperparameters()
+        if base and start:
+            raise ValueError(f"base {base} and start {start}: give one of them, start holds base's weights already")
+        self.phase, self.loss, self.optimisation = phase, loss, optimisation
+        self.sampler, self.sampled, self.seed = sampler, sampled, seed
+        self.encoders_folder, self.codec_name, self.base, self.start = Path(encoders), codec, base, start
+        self.network = AnimatorUNet(network)
+        if optimisation.gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+        trained = self.network.temporal_parameters() if phase == "video" else self.network.spatial_parameters()
+        self.trained = list(trained)
+        self.network.requires_grad_(False)
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        self.average = copy.deepcopy(self.network.denoiser).requires_grad_(False)
+        self.evaluation = AnimatorEvaluation()
+        # No buffer: a checkpoint need not repeat a schedule.
+        self.schedule = {**NOISE_SCHEDULE, "prediction_type": loss.prediction}
+        self.noising: Any = DDPMScheduler(**{k: v for k, v in self.schedule.items() if k not in _DDIM_ONLY})
+        # In a list: frozen third parties are no part of this module's parameters or checkpoints.
+        self._frozen: list[Any] = []
+
+    # ---- set-up ------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Loads what is frozen and what training starts from. Raises `ExportError`, `CodecError`, `BaseWeightsError`,
+        and `ValueError` where the parts do not fit each other."""
+        if self._frozen:
+            return
+        encoders, codec = load_encoders(self.encoders_folder), load_codec(self.codec_name)
+        check_fit(self.network.config, encoders, codec)
+        self._frozen = [encoders.to(self.device), codec.to(self.device)]
+        if stage == "fit" and (self.base or self.start):
+            if self.base:
+                load_base(self.network, self.base)
+            else:
+                begun, _ = load_animator(Path(str(self.start)))
+                load_exactly(self.network, begun.float().state_dict(), Path(str(self.start)))
+            self.average.load_state_dict(self.network.denoiser.state_dict())
+
+    def on_fit_start(self) -> None:
+        """Raises the cache's error where its latents are another codec's."""
+        cache = getattr(getattr(self.trainer, "datamodule", None), "latent_cache", None)
+        if cache is not None:
+            cache.check_codec(self.codec.name, self.codec.hash)
+
+    @property
+    def encoders(self) -> Encoders:
+        return self._frozen[0]
+
+    @property
+    def codec(self) -> Codec:
+        return self._frozen[1]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        how = self.optimisation
+        return torch.optim.AdamW(self.trained, how.learning_rate, how.betas, weight_decay=how.weight_decay)
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        random = step_random(self, self.seed)
+        source, driving = self.latents(batch)
+        conditions = self.dropped(self.conditions(batch, source), random)
+        error = self.denoising_error(driving, conditions, random)
+        check_finite(self, {"loss/denoising": error}, batch, REMEDY)
+        self.log("loss/denoising", error.detach())
+        return error
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        how = self.optimisation
+        rate = how.learning_rate * rate_factor(self.global_step, how.warmup_steps, how.decay_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, how.clip_norm or math.inf)
+        self.log_dict({"grad_norm/animator": norm, "learning_rate/animator": rate})
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        # Not in on_train_batch_end: a checkpoint is written before that.
+        super().optimizer_step(*args, **kwargs)
+        update_average(self.average, self.network.denoiser, self.optimisation.ema_decay, self.global_step)
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> tuple[Float[Tensor, "B c h w"], Float[Tensor, "B K c h w"]]:
+        """Of source and driving frames: from the cache where the batch brings them, otherwise encoded now.
+
+        The mode of a VAE's posterior in both cases, so that both give the same loss **(ours)**.
+        """
+        if batch.source_latent is not None and batch.driving_latent is not None:
+            return batch.source_latent.float(), batch.driving_latent.float()
+        frames = batch.driving.shape[1]
+        encoded = self.codec.encode(torch.cat([batch.source, batch.driving.flatten(0, 1)]))
+        sources = len(batch.source)
+        return encoded[:sources], encoded[sources:].unflatten(0, (sources, frames))
+
+    def conditions(self, batch: Batch, source_latent: Float[Tensor, "B c h w"]) -> Conditions:
+        """P_s, P_d and e read by the frozen encoders; the reference read from the source's latent."""
+        pose_view = batch.driving if batch.pose_view is None else batch.pose_view
+        source_pose, _ = self.encoders.read_motion(batch.source)
+        driving_pose, expression = self.encoders.read_motion(pose_view.flatten(0, 1))
+        if batch.expression_view is not pose_view:
+            _, expression = self.encoders.read_motion(batch.expression_view.flatten(0, 1))
+        shape = batch.driving.shape[:2]
+        return Conditions(
+            source_pose=source_pose.float(),
+            driving_pose=driving_pose.float().unflatten(0, shape),
+            reference=self.network.encode_reference(source_latent),
+            expression=expression.float().unflatten(0, shape),
+        )
+
+    def dropped(self, conditions: Conditions, random: torch.Generator) -> Conditions:
+        """Condition dropout, drawn anew for each sample."""
+        samples = len(conditions.source_pose)
+        chance = torch.rand(2, samples, generator=random, device=random.device)
+        keep_expression: Bool[Tensor, "B"] = chance[0] >= self.loss.drop_expression
+        keep: Bool[Tensor, "B"] = chance[1] >= self.loss.drop_all
+        return dataclasses.replace(conditions, keep_expression=keep_expression, keep=keep)
+
+    def denoising_error(
+        self, latent: Float[Tensor, "B F c h w"], conditions: Conditions, random: torch.Generator
+    ) -> Float[Tensor, ""]:
+        """‖ε − ε_θ(z_t, c; t)‖², or the same of v, with one t for all frames of a sample."""
+        noise = torch.randn(latent.shape, generator=random, device=latent.device)
+        count = self.noising.config.num_train_timesteps
+        t = torch.randint(count, (len(latent),), generator=random, device=latent.device)
+        noisy = self.noising.add_noise(latent, noise, t)
+        estimate = self.network(noisy, t, conditions, temporal=self.phase == "video")
+        wanted = noise if self.loss.prediction == "epsilon" else self.noising.get_velocity(latent, noise, t)
+        error = (estimate.float() - wanted).square().mean(dim=(1, 2, 3, 4))
+        return (error * self.snr_weight(t)).mean()
+
+    def snr_weight(self, t: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v (Hang et al. 2023); 1 with γ = 0."""
+        if not self.loss.min_snr:
+            return torch.ones_like(t, dtype=torch.float32)
+        alpha = self.noising.alphas_cumprod.to(t.device)[t]
+        snr = alpha / (1 - alpha)
+        return snr.clamp_max(self.loss.min_snr) / (snr + (self.loss.prediction == "v_prediction"))
+
+    # ---- validation --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def averaged(self) -> Iterator[AnimatorUNet]:
+        """The network with the denoiser's moving average in its place."""
+        trained = self.network.denoiser
+        self.network.denoiser = self.average
+        try:
+            yield self.network
+        finally:
+            self.network.denoiser = trained
+
+    def on_validation_epoch_start(self) -> None:
+        self.drawn = 0
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        # The same noise in every validation, so that its loss falls smoothly.
+        random = torch.Generator(self.device).manual_seed(batch_idx)
+        source, driving = self.latents(batch)
+        with self.averaged():
+            error = self.denoising_error(driving, self.conditions(batch, source), random)
+        self.evaluation.update_error(error, len(driving))
+        count = max(0, min(len(source), self.sampled - self.drawn))
+        if count:
+            self.evaluation.update_pictures(self.reenact(batch, count), batch.driving[:count], batch.source[:count])
+            self.drawn += count
+
+    @torch.no_grad()
+    def reenact(self, batch: Batch, count: int) -> Float[Tensor, "n K 3 H W"]:
+        """Î of the first `count` samples by the moving average, drawn by the sampler; pictures in [-1, 1]."""
+        source, _ = self.latents(batch)
+        told = self.conditions(batch, source)
+        assert told.expression is not None
+        made = []
+        with self.averaged() as network:
+            for i in range(count):
+                motion = zip(told.driving_pose[i], told.expression[i], strict=True)
+                latents = sample(network, source[i], told.source_pose[i], motion, self.sampler, self.schedule)
+                made.append(torch.stack(list(decode_frames(self.codec, latents))))
+        return torch.stack(made)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self.evaluation.compute().items()})
+        self.evaluation.reset()
+
+    def pictures(self, batch: Batch, samples: int) -> dict[str, Float[Tensor, "3 H W"]]:
+        """What TensorBoard shows of a batch, by tag, values in [0, 1]."""
+        made = self.reenact(batch, min(samples, self.sampled, len(batch.source)))
+        return {"preview/source_drivers_outputs": pictures.reenactment_grid(batch, made)}
+
+    def report(self, figures: Mapping[str, float]) -> str:
+        return report(figures)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # As plain values: an export reads the checkpoint without unpickling classes.
+        data = getattr(self.trainer, "datamodule", None)
+        crop = getattr(data, "crop", None)
+        checkpoint["animator_config"] = dataclasses.asdict(self.network.config)
+        checkpoint["animator"] = {
+            "codec": self.codec_name,
+            "codec_hash": self.codec.hash,
+            "encoders": str(self.encoders_folder),
+            "encoders_hash": encoders_hash(self.encoders_folder),
+            "phase": self.phase,
+            "schedule": self.schedule,
+            "size": getattr(data, "size", None),
+            "crop": crop and dataclasses.asdict(crop),
+        }
+
+
+_DDIM_ONLY = ("set_alpha_to_one", "skip_prk_steps")
+
+# Checkpoints hold these as hyperparameters and are only ever read with weights_only=True.
+SETTINGS: list[Any] = [AnimatorConfig, DiffusionLoss, AnimatorOptimisation, SamplerSettings]
+torch.serialization.add_safe_globals(SETTINGS)
+
+
+def check_fit(config: AnimatorConfig, encoders: Encoders, codec: Codec) -> None:
+    """Raises `ValueError` where the network was made for another codec or other encoders."""
+    found = encoders.config.expression_dim
+    if found != config.expression_dim:
+        raise ValueError(
+            f"network.expression_dim is {config.expression_dim}, the encoders' code has {found}: "
+            f"set network.expression_dim to {found}"
+        )
+    if codec.channels != config.latent_channels:
+        raise ValueError(
+            f"codec {codec.name} makes latents of {codec.channels} channels, network.unet is made for "
+            f"{config.latent_channels}: set unet.in_channels and out_channels to {codec.channels}"
+        )
+
+
+def encoders_hash(folder: Path) -> str:
+    """sha256 of an encoders/ folder's weights. Raises `ExportError` where there are none."""
+    weights = folder / ENCODERS_FILE
+    if not weights.is_file():
+        raise ExportError(f"{weights}: not found. Write it with `python -m dex.export` of a motion trainer's run.")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()

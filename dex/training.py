@@ -1,0 +1,63 @@
+"""What the trainers of both stages share: a step's random numbers, the moving average, learning rates, a last check."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dex.batch import Batch
+
+
+class NonFiniteLossError(ValueError):
+    """A loss became NaN or infinite; the message names it, the step and the samples."""
+
+
+def step_random(module: L.LightningModule, seed: int) -> torch.Generator:
+    """Random numbers of this step and rank alone: a resumed run repeats them without a stored state."""
+    numbers = np.random.SeedSequence([seed, module.global_step, module.global_rank]).generate_state(2)
+    return torch.Generator(module.device).manual_seed(int(numbers[0]) << 20 ^ int(numbers[1]))
+
+
+def rate_factor(step: int, warmup_steps: int, decay_steps: int) -> float:
+    """Of the learning rate at a step: a linear warm-up, then half a cosine to zero; 0 steps of either: none of it."""
+    warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    done = min(1.0, step / decay_steps) if decay_steps else 0.0
+    return warm * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, current: nn.Module, decay: float, step: int) -> None:
+    """EMA of the weights; the decay grows from 0 so that the start is forgotten soon."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
+
+
+def check_finite(module: L.LightningModule, terms: Mapping[str, Tensor], batch: Batch, remedy: str) -> None:
+    """Raises `NonFiniteLossError` naming the losses and samples, after saving the batch beside the logs."""
+    values = torch.stack([term.detach().float() for term in terms.values()])
+    if torch.isfinite(values).all():
+        return
+    step, trainer = module.global_step, module.trainer
+    bad = [name for name, finite in zip(terms, torch.isfinite(values).tolist(), strict=True) if not finite]
+    path = save_batch(batch, Path(trainer.log_dir or trainer.default_root_dir), step)
+    raise NonFiniteLossError(
+        f"step {step}: loss {', '.join(bad)} is not finite. The batch is saved in {path}; "
+        f"its samples: {', '.join(batch.key)}. {remedy}, or look at these samples."
+    )
+
+
+def save_batch(batch: Batch, folder: Path, step: int) -> Path:
+    """Writes a batch's tensors for study, as safetensors with its keys in the header."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"nonfinite-step-{step}.safetensors"
+    tensors = {name: value.detach().cpu().contiguous() for name, value in vars(batch).items() if torch.is_tensor(value)}
+    save_file(tensors, path, metadata={"keys": json.dumps(batch.key)})
+    return path

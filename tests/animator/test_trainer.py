@@ -1,0 +1,276 @@
+"""The animator's training: what learns, what stays, and that the numbers are those of the method."""
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from dex.animator.config import AnimatorConfig
+from dex.animator.storage import load_animator
+from dex.animator.trainer import Animator, AnimatorOptimisation, DiffusionLoss
+from dex.batch import Batch, to_float
+from dex.data.synthetic.module import SyntheticHeads
+from dex.export import export
+from dex.motion.encoders import save_generator
+from dex.motion.generator import MotionGenerator
+from dex.saved import ExportError
+from dex.training import NonFiniteLossError, step_random
+from tests.motion.conftest import TINY as TINY_MOTION
+
+NETWORK = AnimatorConfig(
+    expression_dim=8,
+    expression_tokens=2,
+    frames=4,
+    unet={
+        "sample_size": 8,
+        "in_channels": 48,
+        "out_channels": 48,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [16, 32],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 8,
+        "attention_head_dim": 2,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random ones of stage 1, as an export writes them."""
+    folder = tmp_path_factory.mktemp("stage1")
+    torch.manual_seed(0)
+    save_generator(folder, TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
+    return folder / "encoders"
+
+
+def animator(encoders: Path, **changes: Any) -> Animator:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "network": NETWORK,
+        "loss": DiffusionLoss(prediction="v_prediction"),
+        "optimisation": AnimatorOptimisation(learning_rate=2e-3, warmup_steps=0, ema_decay=0.9),
+        "sampled": 1,
+    }
+    return Animator(str(encoders), **settings | changes)
+
+
+def ready(encoders: Path, **changes: Any) -> Animator:
+    """Outside a trainer."""
+    module = animator(encoders, **changes)
+    module.setup("validate")
+    return module
+
+
+def heads(**changes: Any) -> SyntheticHeads:
+    settings: dict[str, Any] = {"size": 32, "batch_size": 2, "drivers": 2, "workers": 0, "val_batches": 1}
+    return SyntheticHeads(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return to_float(next(iter(heads().train_dataloader())))
+
+
+def trainer(folder: Path, **changes: Any) -> L.Trainer:
+    settings: dict[str, Any] = {
+        "default_root_dir": folder,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "callbacks": [ModelCheckpoint(folder, save_last=True, every_n_train_steps=2)],
+    }
+    return L.Trainer(**settings | changes)
+
+
+class Losses(L.Callback):
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        self.seen.append(outputs["loss"].item())
+
+
+@pytest.mark.parametrize("phase", ["image", "video"])
+def test_each_phase_trains_its_part_alone(encoders: Path, tmp_path: Path, phase: str) -> None:
+    module = animator(encoders, phase=phase)
+    before = copy.deepcopy(module.network.state_dict())
+    trainer(tmp_path, max_steps=2).fit(module, heads())
+    temporal = {name for name in before if ".temporal." in name}
+    moved = {name for name, tensor in module.network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert temporal
+    assert moved
+    assert moved <= temporal if phase == "video" else not moved & temporal
+    if phase == "image":
+        assert {name.split(".")[0] for name in moved} == {"reference", "denoiser"}
+
+
+def test_frozen_parts_are_nowhere_but_in_use(encoders: Path, tmp_path: Path) -> None:
+    module = animator(encoders)
+    trainer(tmp_path, max_steps=2).fit(module, heads())
+    frozen = {id(parameter) for part in module._frozen for parameter in part.parameters()}
+    assert frozen
+    assert not frozen & {id(p) for group in module.optimizers().param_groups for p in group["params"]}
+    assert not any(p.requires_grad for part in module._frozen for p in part.parameters())
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in stored} == {"network", "average"}
+    assert sum(name.startswith("average.") for name in stored) == len(module.network.denoiser.state_dict())
+
+
+def test_resumed_run_repeats_the_uninterrupted_one(encoders: Path, tmp_path: Path) -> None:
+    whole, half, rest = Losses(), Losses(), Losses()
+    undisturbed, resumed = animator(encoders), animator(encoders)
+    trainer(tmp_path / "a", max_steps=4, callbacks=[whole]).fit(undisturbed, heads())
+    stop = [half, ModelCheckpoint(tmp_path / "b", save_last=True, every_n_train_steps=2)]
+    trainer(tmp_path / "b", max_steps=2, callbacks=stop).fit(animator(encoders), heads())
+    go_on = trainer(tmp_path / "b", max_steps=4, callbacks=[rest])
+    go_on.fit(resumed, heads(), ckpt_path=tmp_path / "b" / "last.ckpt", weights_only=True)
+    assert half.seen + rest.seen == whole.seen
+    assert len(set(whole.seen)) == 4
+    assert all(map(torch.equal, undisturbed.average.parameters(), resumed.average.parameters()))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_network_that_knows_the_answer_has_no_error_and_draws_it(
+    encoders: Path, batch: Batch, prediction: str
+) -> None:
+    """With the exact answer in the network's place: training and sampler agree on what it means."""
+    module = ready(encoders, loss=DiffusionLoss(prediction=prediction))
+    source, driving = module.latents(batch)
+    truth = driving[:1, :1].expand(1, 2, -1, -1, -1)
+    alphas = module.noising.alphas_cumprod
+
+    class Knows(nn.Module):
+        denoiser = None
+        encode_reference = module.network.encode_reference
+
+        def forward(self, z: Tensor, t: Tensor, conditions: Any, temporal: bool = False) -> Tensor:
+            a = alphas[t.long()][:, None, None, None, None]
+            noise = (z - a.sqrt() * truth) / (1 - a).sqrt()
+            return noise if prediction == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * truth
+
+    conditions = module.conditions(batch, source)
+    module.network = Knows()
+    error = module.denoising_error(truth, conditions, torch.Generator().manual_seed(1))
+    assert error.item() < 1e-6
+    drawn = module.reenact(batch, 1)
+    # The schedule ends at σ = 0.03, not at 0 (set_alpha_to_one); latents are pixels times two.
+    torch.testing.assert_close(drawn[0, 0], batch.driving[0, 0], atol=0.08, rtol=0)
+
+
+def test_min_snr_weights_are_the_papers(encoders: Path) -> None:
+    """Hang et al. 2023: min(SNR, γ) on the error of z_0; that of ε is 1 / SNR of it, that of v 1 / (SNR + 1)."""
+    t = torch.tensor([1, 300, 999])
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha = torch.cumprod(1 - beta, 0)[t]
+    snr = alpha / (1 - alpha)
+    for prediction, divisor in (("epsilon", snr), ("v_prediction", snr + 1)):
+        module = animator(encoders, loss=DiffusionLoss(prediction=prediction, min_snr=5))
+        torch.testing.assert_close(module.snr_weight(t).double(), snr.clamp_max(5) / divisor, rtol=1e-4, atol=0)
+    assert animator(encoders).snr_weight(t).tolist() == [1, 1, 1]
+
+
+def test_conditions_are_dropped_as_often_as_asked(encoders: Path, batch: Batch) -> None:
+    module = ready(encoders, loss=DiffusionLoss(drop_expression=0.1, drop_all=0.05))
+    told = module.conditions(batch, module.latents(batch)[0])
+    many = dataclasses.replace(told, source_pose=told.source_pose[:1].expand(20_000, 3, 4))
+    dropped = module.dropped(many, torch.Generator().manual_seed(0))
+    assert (~dropped.keep_expression).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert (~dropped.keep).float().mean().item() == pytest.approx(0.05, abs=0.006)
+
+
+def test_cached_latents_give_the_loss_of_online_encoding(encoders: Path, batch: Batch) -> None:
+    module = ready(encoders)
+    source, driving = module.latents(batch)
+    cached = dataclasses.replace(batch, source_latent=source, driving_latent=driving)
+    module.codec.encode = None  # type: ignore[method-assign]  # would fail if it were called
+    found = []
+    for told in (cached, cached):
+        latents = module.latents(told)
+        assert all(map(torch.equal, latents, (source, driving)))
+        random = step_random(module, 0)
+        found.append(module.denoising_error(latents[1], module.conditions(told, latents[0]), random).item())
+    assert found[0] == found[1]
+
+
+def test_average_takes_the_denoisers_place_and_gives_it_back(encoders: Path, tmp_path: Path) -> None:
+    module = animator(encoders)
+    trainer(tmp_path, max_steps=3).fit(module, heads())
+    trained = module.network.denoiser
+    assert not torch.equal(trained.conv_in.weight, module.average.conv_in.weight)
+    with module.averaged() as network:
+        assert network.denoiser is module.average
+    assert module.network.denoiser is trained
+
+
+def test_export_draws_what_the_trainer_draws_and_starts_the_video_phase(
+    encoders: Path, batch: Batch, tmp_path: Path
+) -> None:
+    module = animator(encoders)
+    trainer(tmp_path, max_steps=2).fit(module, heads())
+    export(tmp_path / "last.ckpt", tmp_path / "export")
+    network, content = load_animator(tmp_path / "export")
+    assert (content["codec"], content["size"]) == ("space-to-depth:4", 32)
+    source, driving = module.latents(batch)
+    told = module.conditions(batch, source)
+    t = torch.tensor([500, 10])
+    with module.averaged() as averaged:
+        expected = averaged(driving, t, told)
+    torch.testing.assert_close(network(driving, t, told), expected)
+
+    video = animator(tmp_path / "export" / "encoders", phase="video", start=str(tmp_path / "export"))
+    trainer(tmp_path / "video", max_steps=1).fit(video, heads())
+    spatial = {name: tensor for name, tensor in video.network.state_dict().items() if ".temporal." not in name}
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in spatial.items())
+
+
+def test_export_refuses_other_encoders(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    save_generator(tmp_path / "s", TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
+    module = animator(tmp_path / "s" / "encoders")
+    trainer(tmp_path, max_steps=2).fit(module, heads())
+    save_generator(tmp_path / "s", TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
+    with pytest.raises(ExportError, match="not the encoders that this animator was trained on"):
+        export(tmp_path / "last.ckpt", tmp_path / "export")
+
+
+def test_validation_measures_drawn_frames(encoders: Path, tmp_path: Path) -> None:
+    module = animator(encoders)
+    figures = trainer(tmp_path, limit_val_batches=1).validate(module, heads(), verbose=False)[0]
+    assert set(figures) == {"val/denoising_error", "val/psnr", "val/copy_psnr"}
+    val = to_float(next(iter(heads().val_dataloader())))
+    difference = (val.source[:1, None] - val.driving[:1]) / 2
+    by_hand = [-10 * math.log10(frame.square().mean().item()) for frame in difference[0]]
+    assert figures["val/copy_psnr"] == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-4)
+    assert "copying the source" in module.report(figures)
+    assert module.pictures(val, 1)["preview/source_drivers_outputs"].shape[0] == 3
+
+
+def test_nan_stops_with_keys(encoders: Path, tmp_path: Path) -> None:
+    module = animator(encoders)
+    with torch.no_grad():
+        module.network.denoiser.conv_in.weight.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"step 0: loss loss/denoising.*synthetic-"):
+        trainer(tmp_path, max_steps=1).fit(module, heads())
+
+
+def test_parts_that_do_not_fit_are_named(encoders: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"code has 8: set network\.expression_dim to 8"):
+        ready(encoders, network=dataclasses.replace(NETWORK, expression_dim=16))
+    with pytest.raises(ValueError, match="in_channels and out_channels to 12"):
+        ready(encoders, codec="space-to-depth:2")
+    with pytest.raises(ExportError, match="not found"):
+        ready(tmp_path)
+    with pytest.raises(ValueError, match="give one of them"):
+        animator(encoders, base="a", start="b")
