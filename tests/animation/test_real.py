@@ -1,4 +1,4 @@
-"""Real portraits and a real clip through the command, faces found and cropped; the network is tiny and draws nothing."""
+"""Real portraits and a real clip through the command, faces found and cropped; the network is tiny, draws nothing."""
 
 from pathlib import Path
 
