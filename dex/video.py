@@ -204,8 +204,8 @@ def _add_h264(
         raise VideoError(f"frames of shape {shape}: need (H, W, 3) with even H and W")
     # x264's macroblock tree reads past rows that are no multiple of 8 macroblocks: what lies there in memory then
     # decides about bits, and the same frames give other bytes from run to run.
-    tree = int(-(-shape[1] // 16) % 8 == 0)
-    options = options | {"x264-params": f"{options['x264-params']}:mbtree={tree}"}
+    if -(-shape[1] // 16) % 8:
+        options = options | {"x264-params": f"{options['x264-params']}:mbtree=0"}
     stream = container.add_stream("libx264", rate=fps, options=options)
     stream.height, stream.width = shape[:2]
     stream.pix_fmt = "yuv420p"
