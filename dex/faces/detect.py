@@ -7,6 +7,7 @@ not reach from frame to frame, hence the same frames give the same labels wherev
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -55,6 +56,9 @@ class FaceTracker:
     """Follows the largest face. Close it, or use it in a `with` block."""
 
     def __init__(self) -> None:
+        # MediaPipe's profiler arms a SIGPROF timer in every thread and ignores the signal, but Python and Lightning's
+        # Trainer know nothing of that: a Trainer's end restores the default, death. At frequency 0 there is no timer.
+        os.environ.setdefault("CPUPROFILE_FREQUENCY", "0")
         options = vision.FaceLandmarkerOptions(
             # The bytes, not the path: MediaPipe resolves relative paths against its own folder.
             base_options=BaseOptions(model_asset_buffer=weights.path("face_landmarker").read_bytes()),
