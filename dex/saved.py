@@ -35,6 +35,14 @@ def write(folder: Path, name: str, sections: dict[str, Any], state: dict[str, Te
     (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
+def weights_name(folder: Path) -> str | None:
+    """Which weights a folder's config.json belongs to; None where it does not say. `read` says what is wrong then."""
+    try:
+        return json.loads((folder / "config.json").read_text())["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read(folder: Path, name: str) -> Saved:
     """Raises `ExportError` where config.json or the weights are missing, damaged, of another schema or another kind."""
     path = folder / "config.json"

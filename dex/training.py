@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -40,7 +42,7 @@ def update_average(average: nn.Module, current: nn.Module, decay: float, step: i
     torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
 
 
-def check_finite(module: L.LightningModule, terms: Mapping[str, Tensor], batch: Batch, remedy: str) -> None:
+def check_finite(module: L.LightningModule, terms: Mapping[str, Tensor], batch: Batch) -> None:
     """Raises `NonFiniteLossError` naming the losses and samples, after saving the batch beside the logs."""
     values = torch.stack([term.detach().float() for term in terms.values()])
     if torch.isfinite(values).all():
@@ -50,8 +52,15 @@ def check_finite(module: L.LightningModule, terms: Mapping[str, Tensor], batch: 
     path = save_batch(batch, Path(trainer.log_dir or trainer.default_root_dir), step)
     raise NonFiniteLossError(
         f"step {step}: loss {', '.join(bad)} is not finite. The batch is saved in {path}; "
-        f"its samples: {', '.join(batch.key)}. {remedy}, or look at these samples."
+        f"its samples: {', '.join(batch.key)}. Lower optimisation.learning_rate, set optimisation.clip_norm, "
+        "or look at these samples."
     )
+
+
+def crop_contract(module: L.LightningModule) -> dict[str, Any] | None:
+    """How the pictures of this training were cut, as plain values; None where its data does not say."""
+    crop = getattr(getattr(module.trainer, "datamodule", None), "crop", None)
+    return crop and dataclasses.asdict(crop)
 
 
 def save_batch(batch: Batch, folder: Path, step: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +13,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from dex.batch import picture_to_float, to_unit
 from dex.data.shards import CropContract
-from dex.motion.encoders import ENCODERS, ExportError, load_generator
-
-# Pose P and expression code e of one frame, on the CPU.
-Motion = tuple[Float[Tensor, "3 4"], Float[Tensor, "E"]]
+from dex.motion.encoders import ENCODERS, GENERATOR_FILE, ExportError, FrameMotion, load_generator
+from dex.saved import weights_name
 
 _BATCH = 8  # frames that the generator makes at once
 
@@ -35,7 +33,7 @@ class Backend(Protocol):
         """Poses and expression codes."""
 
     def animate(
-        self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[Motion]
+        self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[FrameMotion]
     ) -> Iterator[Shaped[np.ndarray, "H W 3"]]:
         """uint8 RGB frames of the source in each driving pose and expression; reads `driving` as it goes."""
 
@@ -46,8 +44,8 @@ class MotionBackend:
     def __init__(self, folder: Path) -> None:
         """`folder`: an export. Raises `ExportError`."""
         self._device = device()
-        self._generator = load_generator(folder).to(self._device)
-        content = json.loads((folder / "config.json").read_text())
+        generator, content = load_generator(folder)
+        self._generator = generator.to(self._device)
         self.size = self._generator.config.size
         encoders = {name: getattr(self._generator, name) for name in ENCODERS}
         self.crop, self.encoders, self.provenance = described(content, encoders, "motion")
@@ -60,7 +58,7 @@ class MotionBackend:
 
     @torch.inference_mode()
     def animate(
-        self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[Motion]
+        self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[FrameMotion]
     ) -> Iterator[Shaped[np.ndarray, "H W 3"]]:
         feature = self._generator.appearance_encoder(source[None].to(self._device))
         style = self._generator.style_encoder(feature)
@@ -87,7 +85,7 @@ def load_backend(
             "`python -m dex.export RUN` and pass RUN or RUN/export"
         )
     if kind is None:
-        kind = "diffusion" if "animator.safetensors" in config.read_text() else "motion"
+        kind = "motion" if weights_name(folder) in (GENERATOR_FILE, None) else "diffusion"
     given: dict[str, Any] = {
         name: value for name, value in {"steps": steps, "scale": guidance}.items() if value is not None
     }
@@ -123,10 +121,10 @@ def fingerprint(networks: Mapping[str, torch.nn.Module]) -> str:
 
 def to_network(pictures: list[Shaped[np.ndarray, "H W 3"]]) -> Float[Tensor, "N 3 H W"]:
     """uint8 → [-1, 1]."""
-    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float() / 127.5 - 1
+    return picture_to_float(torch.from_numpy(np.stack(pictures)).movedim(-1, 1))
 
 
 def to_pictures(pictures: Float[Tensor, "N 3 H W"]) -> Shaped[np.ndarray, "N H W 3"]:
     """[-1, 1] → uint8."""
-    levels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    levels = (to_unit(pictures) * 255).round().to(torch.uint8)
     return levels.movedim(1, -1).cpu().numpy()

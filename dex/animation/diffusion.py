@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from dex.animation.backends import Motion, described, device, to_pictures
+from dex.animation.backends import described, device, to_pictures
 from dex.animator.codec import decode_frames, load_codec
 from dex.animator.sampler import SamplerSettings, sample
 from dex.animator.storage import load_animator
-from dex.motion.encoders import ExportError, load_encoders
+from dex.motion.encoders import ExportError, FrameMotion, load_encoders
 
 
 class DiffusionBackend:
@@ -50,7 +50,7 @@ class DiffusionBackend:
 
     @torch.inference_mode()
     def animate(
-        self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[Motion]
+        self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[FrameMotion]
     ) -> Iterator[Shaped[np.ndarray, "H W 3"]]:
         latent = self._codec.encode(source[None].to(self._device))[0]
         latents = sample(self._network, latent, source_pose, driving, self._settings, self._schedule)

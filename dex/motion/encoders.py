@@ -16,8 +16,11 @@ from dex.motion.generator import MotionGenerator, read_motion
 from dex.saved import ExportError as ExportError
 from dex.saved import load_exactly, read, write
 
+# Pose P and expression code e of one frame
+FrameMotion = tuple[Float[Tensor, "3 4"], Float[Tensor, "E"]]
+
 ENCODERS = ("pose_encoder", "expression_encoder")
-ENCODERS_FILE = "encoders.safetensors"
+GENERATOR_FILE, ENCODERS_FILE = "generator.safetensors", "encoders.safetensors"
 
 
 def save_generator(
@@ -33,17 +36,17 @@ def save_generator(
     of the `CropContract` by which the pictures of its training were cut, None where nobody knows.
     """
     sections = {"network": dataclasses.asdict(config), "crop": crop, "provenance": provenance}
-    write(folder, "generator.safetensors", sections, state)
+    write(folder, GENERATOR_FILE, sections, state)
     encoders = {name: tensor for name, tensor in state.items() if name.split(".")[0] in ENCODERS}
     write(folder / "encoders", ENCODERS_FILE, sections, encoders)
 
 
-def load_generator(folder: Path) -> MotionGenerator:
-    """The generator of an export, frozen and in evaluation mode. Raises `ExportError`."""
-    saved = read(folder, "generator.safetensors")
+def load_generator(folder: Path) -> tuple[MotionGenerator, dict[str, Any]]:
+    """The generator of an export, frozen and in evaluation mode, and its config.json. Raises `ExportError`."""
+    saved = read(folder, GENERATOR_FILE)
     generator = MotionGenerator(MotionConfig.from_dict(saved.content["network"]))
     load_exactly(generator, saved.state, folder)
-    return generator.requires_grad_(False).eval()
+    return generator.requires_grad_(False).eval(), saved.content
 
 
 class Encoders(torch.nn.ModuleDict):
@@ -54,6 +57,11 @@ class Encoders(torch.nn.ModuleDict):
         super().__init__({name: getattr(whole, name) for name in ENCODERS})
         self.config = config
         self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def read_pose(self, pictures: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 4"]:
+        """P."""
+        return self["pose_encoder"](self.fitted(pictures))
 
     @torch.no_grad()
     def read_motion(self, pictures: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:

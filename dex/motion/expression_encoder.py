@@ -31,8 +31,8 @@ class ExpressionEncoder(nn.Module):
     """I_d → e ∈ R^512: FAN (Bulat & Tzimiropoulos 2017), stacked hourglasses pooled to a vector (sec. 3.1).
 
     It is shown the face upright, in the middle and at one size (`dex.pose.face_view`), and pools by strided blocks to a
-    grid of 4×4 **(both ours)**. Told the blendshapes outright, an encoder that averaged over maps of the whole picture
-    had found nothing after 16,000 pictures (R² of jaw 0.0, blink 0.0); on upright faces 0.9 and 0.6.
+    grid of 4×4 **(both ours)**: a jaw's place in a whole picture says more of where the head is than of how far the
+    mouth is open, and an average over the map forgets it.
     """
 
     def __init__(self, config: MotionConfig) -> None:

@@ -25,9 +25,7 @@ from dex.motion.generator import Generated, MotionGenerator
 from dex.motion.layers import to_channels_last
 from dex.motion.losses import LossWeights, Perceptual, PerceptualLoss
 from dex.pose import face_view
-from dex.training import check_finite, rate_factor, step_random, update_average
-
-REMEDY = "Lower optimisation.learning_rate, set optimisation.clip_norm"  # of a loss that is not finite
+from dex.training import check_finite, crop_contract, rate_factor, step_random, update_average
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ class MotionTrainer(L.LightningModule):
         factor = losses.anchor_factor(self.loss, self.global_step)
         weights = {**vars(self.loss), "pose": factor * self.loss.pose, "expression": factor * self.loss.expression}
         total = torch.stack([weights[name] * term for name, term in terms.items() if name in weights]).sum()
-        check_finite(self, {**terms, "total": total}, batch, REMEDY)
+        check_finite(self, {**terms, "total": total}, batch)
         wrapped: Any = self.optimizers()
         optimizer = wrapped[0] if isinstance(wrapped, list) else wrapped
         rate = self.set_rate(optimizer, self.optimisation.learning_rate)
@@ -246,7 +244,7 @@ class MotionTrainer(L.LightningModule):
         if self.global_step % self.loss.r1_interval == 0:
             terms["r1"] = losses.r1_penalty(self.discriminator, real)
             total = total + self.loss.r1 * self.loss.r1_interval * terms["r1"]
-        check_finite(self, terms, batch, REMEDY)
+        check_finite(self, terms, batch)
         optimizer = self.unwrapped_optimizers()[1]
         rate = self.set_rate(optimizer, self.optimisation.discriminator_learning_rate)
         optimizer.zero_grad()
@@ -269,8 +267,7 @@ class MotionTrainer(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # As plain numbers: an export reads the checkpoint without unpickling classes.
         checkpoint["motion_config"] = dataclasses.asdict(self.network)
-        crop = getattr(getattr(self.trainer, "datamodule", None), "crop", None)
-        checkpoint["crop"] = crop and dataclasses.asdict(crop)
+        checkpoint["crop"] = crop_contract(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         made = self.reenact(batch)

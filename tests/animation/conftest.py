@@ -10,32 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dex.motion.config import MotionConfig
 from dex.motion.encoders import save_generator
 from dex.motion.generator import MotionGenerator
 from dex.video import write_clip
+from tests.motion.conftest import TINY
 
-SIZE, RATE = 32, 44_100
-TINY = MotionConfig(
-    size=SIZE,
-    volume_channels=4,
-    volume_depth=4,
-    volume_size=8,
-    middle_size=8,
-    appearance_width=8,
-    appearance_blocks=1,
-    pose_dims=(8, 16),
-    pose_depths=(1, 1),
-    pose_layer_scale=1.0,
-    fan_size=8,
-    fan_width=16,
-    fan_stacks=1,
-    fan_depth=2,
-    expression_dim=8,
-    style_dim=16,
-    decoder_width=8,
-    decoder_cap=32,
-)
+SIZE, RATE = TINY.size, 44_100
 CROP = {"rule": "smoothed-face-square.v1", "size": SIZE, "margin": 1.9, "shift_up": 0.06}
 
 

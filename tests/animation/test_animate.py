@@ -24,7 +24,8 @@ from dex.animation.poses import relative_motion
 from dex.animation.reenact import Request, reenact
 from dex.motion.encoders import load_generator, save_generator
 from dex.video import count_frames, iter_frames, probe
-from tests.animation.conftest import SIZE, TINY, moving, scene, tiny_generator
+from tests.animation.conftest import SIZE, moving, scene, tiny_generator
+from tests.motion.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +67,7 @@ def read(checkpoint: Path, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Poses and codes of a file's frames by the encoders alone."""
     frames = [np.asarray(Image.open(path))] if path.suffix == ".png" else [image for _, image in iter_frames(path)]
     small = [np.asarray(Image.fromarray(f).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for f in frames]
-    generator = load_generator(checkpoint)
+    generator, _ = load_generator(checkpoint)
     with torch.no_grad():
         return generator.read_motion(to_network(small))
 
@@ -119,7 +120,7 @@ def test_same_seed_same_bytes_and_the_picture_is_the_generators(command: Command
     motion = Motion.load(first[".motion.safetensors"])
     source = np.asarray(Image.fromarray(scene(0)).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
     pose, _ = read(command.checkpoint, material / "portrait.png")
-    generator = load_generator(command.checkpoint)
+    generator, _ = load_generator(command.checkpoint)
     with torch.no_grad():
         want = generator(to_network([source]), pose, motion.pose[None], motion.expression[None])[0]
     tracks = motion.pose, motion.expression

@@ -8,32 +8,14 @@ import torch
 
 from dex.animate import main
 from dex.animation.motion_file import Motion
-from dex.animator.config import AnimatorConfig
 from dex.animator.sampler import NOISE_SCHEDULE
 from dex.animator.storage import save_animator
 from dex.animator.unet import AnimatorUNet, Reference
 from dex.motion.encoders import save_generator
 from dex.video import count_frames, probe
-from tests.animation.conftest import CROP, TINY, tiny_generator
-from tests.animator.conftest import away_from_zero
-
-NETWORK = AnimatorConfig(
-    expression_dim=8,
-    expression_tokens=2,
-    frames=6,
-    unet={
-        "sample_size": 8,
-        "in_channels": 48,
-        "out_channels": 48,
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "block_out_channels": [16, 32],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "cross_attention_dim": 8,
-        "attention_head_dim": 2,
-    },
-)
+from tests.animation.conftest import CROP, tiny_generator
+from tests.animator.conftest import TINY_PIXELS, away_from_zero
+from tests.motion.conftest import TINY
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +24,8 @@ def animator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("animator")
     torch.manual_seed(0)
     sections = {"codec": "space-to-depth:4", "size": 32, "schedule": dict(NOISE_SCHEDULE), "crop": CROP}
-    network = away_from_zero(AnimatorUNet(NETWORK))
-    save_animator(folder, NETWORK, network.state_dict(), {**sections, "provenance": {"step": 1}})
+    network = away_from_zero(AnimatorUNet(TINY_PIXELS))
+    save_animator(folder, TINY_PIXELS, network.state_dict(), {**sections, "provenance": {"step": 1}})
     save_generator(folder / "stage1", TINY, tiny_generator().state_dict(), {}, CROP)
     (folder / "stage1" / "encoders").rename(folder / "encoders")
     return folder

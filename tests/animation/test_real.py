@@ -10,7 +10,8 @@ from dex.animation.footage import read_picture
 from dex.animation.motion_file import Motion
 from dex.motion.encoders import save_generator
 from dex.video import count_frames, iter_frames, probe
-from tests.animation.conftest import CROP, SIZE, TINY, tiny_generator
+from tests.animation.conftest import CROP, SIZE, tiny_generator
+from tests.motion.conftest import TINY
 
 
 def run(checkpoint: Path, source: Path, driving: Path, out: Path, *more: object) -> int:

@@ -140,7 +140,7 @@ def test_average_lags_behind_and_export_is_the_average(tmp_path: Path) -> None:
     live, lagging = module.generator.decoder.middle.weight, module.average.decoder.middle.weight
     assert not torch.equal(live, lagging)
     export(tmp_path / "step=4.ckpt", tmp_path / "export")
-    generator = load_generator(tmp_path / "export")
+    generator, _ = load_generator(tmp_path / "export")
     assert generator.config == TINY
     batch = to_float(next(iter(tiny_data().val_dataloader())))
     expected = module.reenact(batch)
