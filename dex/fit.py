@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from dex.callbacks.log_lines import LogLines
 from dex.callbacks.preview import Preview
 from dex.callbacks.throughput import Throughput
 from dex.data.shards import write_atomic
@@ -60,7 +61,9 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         logger = TensorBoardLogger(self.folder, name="", version="")
-        return super().instantiate_trainer(logger=logger, default_root_dir=str(self.folder), **kwargs)
+        trainer = super().instantiate_trainer(logger=logger, default_root_dir=str(self.folder), **kwargs)
+        trainer.callbacks.insert(0, LogLines())  # ahead of ModelCheckpoint, which Lightning keeps last
+        return trainer
 
     def settings(self) -> dict[str, Any]:
         """What must be the same when a run is continued."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def test_real_clips_go_through_data_prep_and_train(talking_heads: Path, weights_
     )
     assert trained.returncode == 0, trained.stderr
     assert json.loads((run / "result.json").read_text())["step"] == 5
+    assert re.search(r"^step 5 of 5, \d+ s: pose_error_deg ", trained.stdout, re.MULTILINE)
     exported = command("dex.export", str(run))
     assert exported.returncode == 0, exported.stderr
     assert set(load_encoders(run / "export" / "encoders")) == {"pose_encoder", "expression_encoder"}
