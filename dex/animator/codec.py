@@ -5,7 +5,8 @@
                                 config.json and diffusion_pytorch_model.safetensors, in the folder or in its vae/
     owner/name                  the same from the hub
 
-Pictures are in [-1, 1]; latents are scaled to about unit variance (Stable Diffusion's 0.18215 stands in its config).
+Pictures are in [-1, 1]; a VAE's latents are scaled to about unit variance (Stable Diffusion's 0.18215 stands in its
+config).
 Both kinds run outside autocast, so that a latent from a cache and one encoded while training are the same.
 """
 
@@ -32,8 +33,9 @@ from dex.pose import full_precision
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 SPACE_TO_DEPTH = "space-to-depth"
-# Pixels of portraits deviate by 0.49 from their picture's mean. A power of two loses no bit.
-PIXEL_SCALE = 2.0
+# Pixels deviate by 0.49 from their picture's mean, but neighbours say the same: the noise that hides a picture must be
+# stronger than for a VAE's latents, or the pixels weaker (Chen 2023, arXiv:2301.10972). A power of two loses no bit.
+PIXEL_SCALE = 0.5
 
 
 class CodecError(ValueError):

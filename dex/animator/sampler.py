@@ -36,6 +36,7 @@ from torch import Tensor
 
 from dex.animator.conditions import Conditions, Reference
 from dex.animator.guidance import Branch, branch_weights, check_guidance
+from dex.motion.encoders import FrameMotion
 
 if TYPE_CHECKING:
     from dex.animator.unet import AnimatorUNet
@@ -52,9 +53,15 @@ NOISE_SCHEDULE: Mapping[str, Any] = {
     "steps_offset": 1,
     "skip_prk_steps": True,
 }
+# The same curve, bent so that it ends in noise alone, and sampled from that end on (Lin et al. 2024, arXiv:2305.08891).
+# Where a step's noise still lets low frequencies through, a network trusts those of the noise that sampling begins with.
+ZERO_TERMINAL_SNR: Mapping[str, Any] = {
+    **NOISE_SCHEDULE,
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+}
 _NEEDED = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"}
-
-Motion = tuple[Float[Tensor, "3 4"], Float[Tensor, "E"]]  # pose P_d and expression code e of one frame
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def sample(
     network: AnimatorUNet,
     source_latent: Float[Tensor, "c h w"],
     source_pose: Float[Tensor, "3 4"],
-    driving: Iterable[Motion],
+    driving: Iterable[FrameMotion],
     settings: SamplerSettings = SamplerSettings(),
     schedule: Mapping[str, Any] = NOISE_SCHEDULE,
 ) -> Iterator[Float[Tensor, "c h w"]]:
@@ -126,6 +133,8 @@ def make_scheduler(
             f"scheduler {name}: draws its noise for a whole batch, so that a frame would depend on its window; "
             "take EulerAncestralDiscreteScheduler"
         )
+    if schedule.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
+        raise ValueError(f"scheduler {name}: cannot begin at noise alone, as this checkpoint asks; take DDIMScheduler")
     if settings.steps > schedule["num_train_timesteps"]:
         raise ValueError(f"sampler: steps is {settings.steps}, at most {schedule['num_train_timesteps']} are allowed")
     scheduler = kind(**{key: value for key, value in schedule.items() if key in known})
@@ -143,13 +152,13 @@ class _Stretch:
     """What is denoised together: overlapping windows, filled up to their full length."""
 
     first: int  # number of its first frame in the video
-    motions: list[Motion]
+    motions: list[FrameMotion]
     finished: int  # leading frames that no later stretch changes and that belong to the video
 
 
-def _stretches(driving: Iterator[Motion], settings: SamplerSettings) -> Iterator[_Stretch]:
+def _stretches(driving: Iterator[FrameMotion], settings: SamplerSettings) -> Iterator[_Stretch]:
     advance = settings.window_batch * settings.stride
-    first, held, ahead = 0, list[Motion](), list(itertools.islice(driving, 1))
+    first, held, ahead = 0, list[FrameMotion](), list(itertools.islice(driving, 1))
     if not ahead:
         raise ValueError("no driving frame: the video to be made has no length")
     while ahead:
@@ -179,7 +188,7 @@ class _Video:
     settings: SamplerSettings
     schedule: Mapping[str, Any]
 
-    def frames(self, driving: Iterable[Motion]) -> Iterator[Float[Tensor, "c h w"]]:
+    def frames(self, driving: Iterable[FrameMotion]) -> Iterator[Float[Tensor, "c h w"]]:
         with torch.no_grad():
             reference = self.network.encode_reference(self.source_latent[None])
         trail: Trail = deque()
@@ -204,13 +213,17 @@ class _Video:
         continued = bool(trail)
         for step, t in enumerate(scheduler.timesteps):
             estimate = self._estimate(scheduler.scale_model_input(z, t), step, scheduler.timesteps, conditions)
-            flat = scheduler.step(estimate.flatten(0, 1), t, z.flatten(0, 1), **noise).prev_sample
+            stepped = scheduler.step(estimate.flatten(0, 1), t, z.flatten(0, 1), **noise)
+            flat = stepped.prev_sample
+            if self.schedule.get("set_alpha_to_one") and step + 1 == len(scheduler.timesteps):
+                # DDIM goes back by whole steps: of a number that does not divide the schedule, the last ends in noise.
+                flat = stepped.get("pred_original_sample", flat)
             z = _joined(flat.unflatten(0, windows.shape), trail.popleft() if continued else None, settings.overlap)
             trail.append(z[-1, settings.stride :].clone())  # a view would keep the whole window
         video = torch.cat([z[:, : settings.stride].flatten(0, 1), z[-1, settings.stride :]])
         return video[: stretch.finished]
 
-    def _conditions(self, motions: list[Motion], windows: np.ndarray, reference: Reference) -> Conditions:
+    def _conditions(self, motions: list[FrameMotion], windows: np.ndarray, reference: Reference) -> Conditions:
         device, count = self.source_latent.device, len(windows)
 
         def repeated(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

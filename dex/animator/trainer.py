@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,15 +23,14 @@ from dex.animator.codec import Codec, decode_frames, load_codec
 from dex.animator.conditions import Conditions
 from dex.animator.config import AnimatorConfig
 from dex.animator.evaluation import AnimatorEvaluation, report
-from dex.animator.sampler import NOISE_SCHEDULE, SamplerSettings, sample
+from dex.animator.sampler import NOISE_SCHEDULE, ZERO_TERMINAL_SNR, SamplerSettings, sample
 from dex.animator.storage import load_animator
 from dex.animator.unet import AnimatorUNet
 from dex.batch import Batch
+from dex.data.shards import file_sha256
 from dex.motion.encoders import ENCODERS_FILE, Encoders, load_encoders
 from dex.saved import ExportError, load_exactly
-from dex.training import check_finite, rate_factor, step_random, update_average
-
-REMEDY = "Lower optimisation.learning_rate, set optimisation.clip_norm"  # of a loss that is not finite
+from dex.training import check_finite, crop_contract, rate_factor, step_random, update_average
 
 
 @dataclass(frozen=True)
@@ -53,16 +51,23 @@ class AnimatorOptimisation:
 class DiffusionLoss:
     """‖ε − ε_θ(z_t, c; t)‖², and how often conditions are left out so that guidance has something to compare with.
 
-    `prediction` "v_prediction" (Salimans & Ho 2022, sec. 4) has the network estimate v = α ε − σ z_0 instead: for
-    latents of many channels, where a narrow network cannot hand the noise through **(ours)**.
+    `prediction` (in the words of diffusers' schedulers) "v_prediction" has the network estimate v = α ε − σ z_0 instead
+    (Salimans & Ho 2022, sec. 4), "sample" z_0 itself: the one way for latents of many channels, since a narrow network
+    cannot hand their noise through (Li & He 2025, arXiv:2511.13720) **(ours)**.
     """
 
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
-    min_snr: float = (
-        0.0  # γ of min-SNR weighting (Hang et al. 2023, eq. 9); the usual one is 5; 0: none, as in the paper
-    )
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    schedule: Literal["stable_diffusion", "zero_terminal_snr"] = "stable_diffusion"  # see `dex.animator.sampler`
+    min_snr: float = 0.0  # γ of min-SNR weighting (Hang et al. 2023), usually 5; 0: none, as in the paper
     drop_expression: float = 0.1  # share of samples without expression (ours)
     drop_all: float = 0.05  # share of samples without pose, reference and expression (ours)
+
+    def __post_init__(self) -> None:
+        if self.schedule == "zero_terminal_snr" and self.prediction == "epsilon":
+            raise ValueError(
+                "loss: schedule zero_terminal_snr with prediction epsilon: at its end ε says nothing of the picture; "
+                "set loss.prediction to v_prediction or sample"
+            )
 
 
 class Animator(L.LightningModule):
@@ -119,7 +124,8 @@ class Animator(L.LightningModule):
         self.average = copy.deepcopy(self.network.denoiser).requires_grad_(False)
         self.evaluation = AnimatorEvaluation()
         # No buffer: a checkpoint need not repeat a schedule.
-        self.schedule = {**NOISE_SCHEDULE, "prediction_type": loss.prediction}
+        curve = ZERO_TERMINAL_SNR if loss.schedule == "zero_terminal_snr" else NOISE_SCHEDULE
+        self.schedule = {**curve, "prediction_type": loss.prediction}
         self.noising: Any = DDPMScheduler(**{k: v for k, v in self.schedule.items() if k not in _DDIM_ONLY})
         # In a list: frozen third parties are no part of this module's parameters or checkpoints.
         self._frozen: list[Any] = []
@@ -167,7 +173,7 @@ class Animator(L.LightningModule):
         source, driving = self.latents(batch)
         conditions = self.dropped(self.conditions(batch, source), random)
         error = self.denoising_error(driving, conditions, random)
-        check_finite(self, {"loss/denoising": error}, batch, REMEDY)
+        check_finite(self, {"loss/denoising": error}, batch)
         self.log("loss/denoising", error.detach())
         return error
 
@@ -200,11 +206,10 @@ class Animator(L.LightningModule):
     def conditions(self, batch: Batch, source_latent: Float[Tensor, "B c h w"]) -> Conditions:
         """P_s, P_d and e read by the frozen encoders; the reference read from the source's latent."""
         pose_view = batch.driving if batch.pose_view is None else batch.pose_view
-        source_pose, _ = self.encoders.read_motion(batch.source)
-        driving_pose, expression = self.encoders.read_motion(pose_view.flatten(0, 1))
-        if batch.expression_view is not pose_view:
-            _, expression = self.encoders.read_motion(batch.expression_view.flatten(0, 1))
         shape = batch.driving.shape[:2]
+        source_pose = self.encoders.read_pose(batch.source)
+        driving_pose = self.encoders.read_pose(pose_view.flatten(0, 1))
+        _, expression = self.encoders.read_motion(batch.expression_view.flatten(0, 1))
         return Conditions(
             source_pose=source_pose.float(),
             driving_pose=driving_pose.float().unflatten(0, shape),
@@ -223,23 +228,30 @@ class Animator(L.LightningModule):
     def denoising_error(
         self, latent: Float[Tensor, "B F c h w"], conditions: Conditions, random: torch.Generator
     ) -> Float[Tensor, ""]:
-        """‖ε − ε_θ(z_t, c; t)‖², or the same of v, with one t for all frames of a sample."""
+        """‖ε − ε_θ(z_t, c; t)‖², or the same of v or z_0, with one t for all frames of a sample."""
         noise = torch.randn(latent.shape, generator=random, device=latent.device)
         count = self.noising.config.num_train_timesteps
         t = torch.randint(count, (len(latent),), generator=random, device=latent.device)
         noisy = self.noising.add_noise(latent, noise, t)
         estimate = self.network(noisy, t, conditions, temporal=self.phase == "video")
-        wanted = noise if self.loss.prediction == "epsilon" else self.noising.get_velocity(latent, noise, t)
+        match self.loss.prediction:
+            case "epsilon":
+                wanted = noise
+            case "v_prediction":
+                wanted = self.noising.get_velocity(latent, noise, t)
+            case "sample":
+                wanted = latent
         error = (estimate.float() - wanted).square().mean(dim=(1, 2, 3, 4))
         return (error * self.snr_weight(t)).mean()
 
     def snr_weight(self, t: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v (Hang et al. 2023); 1 with γ = 0."""
+        """min(SNR, γ) for z_0, / SNR for ε, / (SNR + 1) for v (Hang et al. 2023); 1 with γ = 0."""
         if not self.loss.min_snr:
             return torch.ones_like(t, dtype=torch.float32)
         alpha = self.noising.alphas_cumprod.to(t.device)[t]
         snr = alpha / (1 - alpha)
-        return snr.clamp_max(self.loss.min_snr) / (snr + (self.loss.prediction == "v_prediction"))
+        divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.loss.prediction]
+        return snr.clamp_max(self.loss.min_snr) / divisor
 
     # ---- validation --------------------------------------------------------------------------------------------------
 
@@ -260,25 +272,25 @@ class Animator(L.LightningModule):
         # The same noise in every validation, so that its loss falls smoothly.
         random = torch.Generator(self.device).manual_seed(batch_idx)
         source, driving = self.latents(batch)
+        conditions = self.conditions(batch, source)
         with self.averaged():
-            error = self.denoising_error(driving, self.conditions(batch, source), random)
+            error = self.denoising_error(driving, conditions, random)
         self.evaluation.update_error(error, len(driving))
         count = max(0, min(len(source), self.sampled - self.drawn))
         if count:
-            self.evaluation.update_pictures(self.reenact(batch, count), batch.driving[:count], batch.source[:count])
+            made = self.reenact(source[:count], conditions)
+            self.evaluation.update_pictures(made, batch.driving[:count], batch.source[:count])
             self.drawn += count
 
     @torch.no_grad()
-    def reenact(self, batch: Batch, count: int) -> Float[Tensor, "n K 3 H W"]:
-        """Î of the first `count` samples by the moving average, drawn by the sampler; pictures in [-1, 1]."""
-        source, _ = self.latents(batch)
-        told = self.conditions(batch, source)
+    def reenact(self, source: Float[Tensor, "n c h w"], told: Conditions) -> Float[Tensor, "n K 3 H W"]:
+        """Î of the first n samples by the moving average, drawn by the sampler; pictures in [-1, 1]."""
         assert told.expression is not None
         made = []
         with self.averaged() as network:
-            for i in range(count):
+            for i, latent in enumerate(source):
                 motion = zip(told.driving_pose[i], told.expression[i], strict=True)
-                latents = sample(network, source[i], told.source_pose[i], motion, self.sampler, self.schedule)
+                latents = sample(network, latent, told.source_pose[i], motion, self.sampler, self.schedule)
                 made.append(torch.stack(list(decode_frames(self.codec, latents))))
         return torch.stack(made)
 
@@ -286,9 +298,11 @@ class Animator(L.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in self.evaluation.compute().items()})
         self.evaluation.reset()
 
+    @torch.no_grad()
     def pictures(self, batch: Batch, samples: int) -> dict[str, Float[Tensor, "3 H W"]]:
         """What TensorBoard shows of a batch, by tag, values in [0, 1]."""
-        made = self.reenact(batch, min(samples, self.sampled, len(batch.source)))
+        source, _ = self.latents(batch)
+        made = self.reenact(source[: min(samples, self.sampled)], self.conditions(batch, source))
         return {"preview/source_drivers_outputs": pictures.reenactment_grid(batch, made)}
 
     def report(self, figures: Mapping[str, float]) -> str:
@@ -296,8 +310,6 @@ class Animator(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # As plain values: an export reads the checkpoint without unpickling classes.
-        data = getattr(self.trainer, "datamodule", None)
-        crop = getattr(data, "crop", None)
         checkpoint["animator_config"] = dataclasses.asdict(self.network.config)
         checkpoint["animator"] = {
             "codec": self.codec_name,
@@ -306,8 +318,8 @@ class Animator(L.LightningModule):
             "encoders_hash": encoders_hash(self.encoders_folder),
             "phase": self.phase,
             "schedule": self.schedule,
-            "size": getattr(data, "size", None),
-            "crop": crop and dataclasses.asdict(crop),
+            "size": getattr(getattr(self.trainer, "datamodule", None), "size", None),
+            "crop": crop_contract(self),
         }
 
 
@@ -338,4 +350,4 @@ def encoders_hash(folder: Path) -> str:
     weights = folder / ENCODERS_FILE
     if not weights.is_file():
         raise ExportError(f"{weights}: not found. Write it with `python -m dex.export` of a motion trainer's run.")
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
+    return file_sha256(weights)

@@ -17,6 +17,24 @@ TINY_UNET = {
     "attention_head_dim": 4,
 }
 TINY = AnimatorConfig(expression_dim=16, expression_tokens=4, frames=6, unet=TINY_UNET)
+# The same on pixels: two levels, latents of 4×4 squares. Its codes are those of the motion tests' encoders.
+TINY_PIXELS = AnimatorConfig(
+    expression_dim=8,
+    expression_tokens=2,
+    frames=6,
+    unet={
+        "sample_size": 8,
+        "in_channels": 48,
+        "out_channels": 48,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [16, 32],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 8,
+        "attention_head_dim": 2,
+    },
+)
 
 
 def random_poses(*batch: int) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dex.animator.conditions import Conditions, Reference
-from dex.animator.config import AnimatorConfig, stable_diffusion
+from dex.animator.config import AnimatorConfig
 from dex.animator.sampler import NOISE_SCHEDULE, SamplerSettings, sample
 from dex.animator.unet import AnimatorUNet
+from tests.animator.conftest import TINY_PIXELS
 from tests.animator.test_guidance import formula
 
 # The last step of this one leads to the clean picture, so that answers are exact.
@@ -257,19 +258,9 @@ def test_a_driver_without_frames() -> None:
 @pytest.fixture(scope="module")
 def network() -> AnimatorUNet:
     """The real class at tiny size, with the additions that start at zero moved away from it."""
-    tiny = {
-        "in_channels": 2,
-        "out_channels": 2,
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "block_out_channels": [8, 16],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "cross_attention_dim": 8,
-        "attention_head_dim": 2,
-    }
+    unet = {**TINY_PIXELS.unet, "in_channels": 2, "out_channels": 2, "block_out_channels": [8, 16]}
     torch.manual_seed(0)
-    made = AnimatorUNet(AnimatorConfig(expression_dim=8, expression_tokens=2, unet={**stable_diffusion(), **tiny}))
+    made = AnimatorUNet(AnimatorConfig(expression_dim=8, expression_tokens=2, unet=unet))
     for parameter in made.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.2)
