@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import logging
+import os
 import shlex
 import tarfile
 from collections.abc import Callable, Iterator
@@ -134,8 +135,37 @@ def read_units(url: str, tally: Tally, cameras: int, rng: np.random.Generator | 
             yield unit
 
 
+# What local shards hold, by path, size and time of change: a small set is gone through again and again, and reading a
+# tar's headers and metas costs as much as a tenth of decoding what is then taken.
+_listings: dict[tuple[str, int, int], list[StoredClip]] = {}
+_MOST_LISTINGS = 64
+
+
 def _read_clips(url: str, tally: Tally) -> Iterator[StoredClip]:
-    seekable = is_local(url) and url.endswith(".tar")
+    """The clips of a shard; what is damaged is entered in `tally`, each time."""
+    if not _seekable(url) or not os.path.isfile(url):
+        yield from _scan(url, tally)
+        return
+    state = os.stat(url)
+    key = (url, state.st_size, state.st_mtime_ns)
+    if key not in _listings:
+        skipped = tally.skipped
+        found = list(_scan(url, tally))
+        if tally.skipped > skipped:
+            yield from found
+            return
+        if len(_listings) >= _MOST_LISTINGS:
+            _listings.clear()
+        _listings[key] = found
+    yield from _listings[key]
+
+
+def _seekable(url: str) -> bool:
+    return is_local(url) and url.endswith(".tar")
+
+
+def _scan(url: str, tally: Tally) -> Iterator[StoredClip]:
+    seekable = _seekable(url)
     try:
         with gopen(url) as stream, tarfile.open(fileobj=stream, mode="r:" if seekable else "r|*") as tar:
             members = ((info, _reader(tar, info, url if seekable else None)) for info in tar if info.isfile())
