@@ -54,7 +54,7 @@ NOISE_SCHEDULE: Mapping[str, Any] = {
     "skip_prk_steps": True,
 }
 # The same curve, bent so that it ends in noise alone, and sampled from that end on (Lin et al. 2024, arXiv:2305.08891).
-# Where a step's noise still lets low frequencies through, a network trusts those of the noise that sampling begins with.
+# Where the last step still lets low frequencies through, a network trusts those of the noise that sampling begins with.
 ZERO_TERMINAL_SNR: Mapping[str, Any] = {
     **NOISE_SCHEDULE,
     "rescale_betas_zero_snr": True,

@@ -140,9 +140,11 @@ class Animator(L.LightningModule):
         encoders, codec = load_encoders(self.encoders_folder), load_codec(self.codec_name)
         check_fit(self.network.config, encoders, codec)
         self._frozen = [encoders.to(self.device), codec.to(self.device)]
-        if stage == "fit" and (self.base or self.start):
+        if stage == "fit":
             if self.base:
                 load_base(self.network, self.base)
+            elif not self.start:
+                self.network.open_additions()
             else:
                 begun, _ = load_animator(Path(str(self.start)))
                 load_exactly(self.network, begun.float().state_dict(), Path(str(self.start)))

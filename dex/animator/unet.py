@@ -147,6 +147,13 @@ class AnimatorUNet(nn.Module):
         temporal = {id(parameter) for parameter in self.temporal_parameters()}
         return (parameter for parameter in self.parameters() if id(parameter) not in temporal)
 
+    def open_additions(self) -> None:
+        """Takes reference, warped reference and expression into use at once, not from zero on **(ours)**: for training
+        without base weights, where there is nothing to leave undisturbed and a start at zero only costs time."""
+        with torch.no_grad():
+            for block in blocks_of(self.denoiser):
+                block.open_additions()
+
     def enable_gradient_checkpointing(self) -> None:
         """Keeps the activations at the blocks' borders only, and computes the others again in the backward pass."""
         self.reference.enable_gradient_checkpointing()

@@ -184,6 +184,19 @@ def test_one_clip_is_learnt_by_heart(encoders: Path, batch: Batch) -> None:
     assert mean_error() < before / 5
 
 
+def test_without_base_weights_conditions_count_from_the_first_step(encoders: Path, batch: Batch) -> None:
+    untouched, begun = ready(encoders), animator(encoders)
+    begun.setup("fit")
+    for module, differs in ((untouched, False), (begun, True)):
+        source, driving = module.latents(batch)
+        told, t = module.conditions(batch, source), torch.full((len(source),), 500)
+        blind = dataclasses.replace(told, keep=torch.zeros(len(source), dtype=torch.bool))
+        for network in (module.network.denoiser, module.average):
+            module.network.denoiser = network
+            difference = module.network(driving, t, told) - module.network(driving, t, blind)
+            assert (difference.abs().max() > 1e-2) == differs
+
+
 def test_min_snr_weights_are_the_papers(encoders: Path) -> None:
     """Hang et al. 2023: min(SNR, γ) on the error of z_0; that of ε is 1 / SNR of it, that of v 1 / (SNR + 1)."""
     t = torch.tensor([1, 300, 999])

@@ -87,6 +87,7 @@ def step_alone(module: MotionTrainer, batch: Batch, step: int) -> float:
     return terms["l1"].item()
 
 
+@pytest.mark.skipif(not torch.__version__.startswith("2.15."), reason="its weights are drawn as by torch 2.15")
 def test_losses_of_twenty_steps_are_golden(tmp_path: Path) -> None:
     L.seed_everything(0, verbose=False)
     found = run(tiny_trainer(), 20, tmp_path).losses
