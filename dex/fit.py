@@ -61,7 +61,7 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         logger = TensorBoardLogger(self.folder, name="", version="")
-        trainer = super().instantiate_trainer(logger=logger, default_root_dir=str(self.folder), **kwargs)
+        trainer: Any = super().instantiate_trainer(logger=logger, default_root_dir=str(self.folder), **kwargs)
         trainer.callbacks.insert(0, LogLines())  # ahead of ModelCheckpoint, which Lightning keeps last
         return trainer
 

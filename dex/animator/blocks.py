@@ -138,10 +138,11 @@ class DenoisingBlock(nn.Module):
     def open_additions(self) -> None:
         """Gives the last layers that start at zero the usual random weights, and joins the reference to the letter (see
         `self_attention`); the temporal attention, which the image phase does not train, stays at zero."""
-        for layer in (self.warped_out, self.expression_attention.to_out[0]):
+        layers: list[Any] = [self.warped_out, self.expression_attention.to_out[0]]
+        for layer in layers:
             if layer is not None:
                 nn.init.normal_(layer.weight, std=layer.weight.shape[1] ** -0.5)
-        self.reference_out.weight.copy_(self.attn1.to_out[0].weight)
+        self.reference_out.load_state_dict({"weight": self.attn1.to_out[0].weight})
 
     def attend_expression(
         self, hidden: Float[Tensor, "BF N C"], tokens: Float[Tensor, "BF T D"]

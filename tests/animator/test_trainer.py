@@ -87,6 +87,7 @@ class Losses(L.Callback):
 @pytest.mark.parametrize("phase", ["image", "video"])
 def test_each_phase_trains_its_part_alone(encoders: Path, tmp_path: Path, phase: str) -> None:
     module = animator(encoders, phase=phase)
+    module.setup("fit")  # what training starts from
     before = copy.deepcopy(module.network.state_dict())
     trainer(tmp_path, max_steps=2).fit(module, heads())
     temporal = {name for name in before if ".temporal." in name}
