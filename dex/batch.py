@@ -29,6 +29,10 @@ BLENDSHAPES = tuple(
 )
 
 
+# Pose P and expression code e of one frame
+FrameMotion = tuple[Float[Tensor, "3 4"], Float[Tensor, "E"]]
+
+
 @dataclass
 class Batch:
     """B samples of one source frame and K driving frames of the same subject (K = 4 pairs, or T of a clip).

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from dex.batch import picture_to_float, to_unit
+from dex.batch import FrameMotion, picture_to_float, to_unit
 from dex.data.shards import CropContract
-from dex.motion.encoders import ENCODERS, GENERATOR_FILE, ExportError, FrameMotion, load_generator
+from dex.motion.encoders import ENCODERS, GENERATOR_FILE, ExportError, load_generator
 from dex.saved import weights_name
 
 _BATCH = 8  # frames that the generator makes at once

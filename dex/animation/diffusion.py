@@ -15,7 +15,8 @@ from dex.animation.backends import described, device, to_pictures
 from dex.animator.codec import decode_frames, load_codec
 from dex.animator.sampler import SamplerSettings, sample
 from dex.animator.storage import load_animator
-from dex.motion.encoders import ExportError, FrameMotion, load_encoders
+from dex.batch import FrameMotion
+from dex.motion.encoders import ExportError, load_encoders
 
 
 class DiffusionBackend:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from dex.animator.conditions import Conditions, Reference
 from dex.animator.guidance import Branch, branch_weights, check_guidance
-from dex.motion.encoders import FrameMotion
+from dex.batch import FrameMotion
 
 if TYPE_CHECKING:
     from dex.animator.unet import AnimatorUNet

@@ -16,9 +16,6 @@ from dex.motion.generator import MotionGenerator, read_motion
 from dex.saved import ExportError as ExportError
 from dex.saved import load_exactly, read, write
 
-# Pose P and expression code e of one frame
-FrameMotion = tuple[Float[Tensor, "3 4"], Float[Tensor, "E"]]
-
 ENCODERS = ("pose_encoder", "expression_encoder")
 GENERATOR_FILE, ENCODERS_FILE = "generator.safetensors", "encoders.safetensors"
 
