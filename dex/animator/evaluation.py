@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-
-def psnr(a: Float[Tensor, "*b 3 H W"], b: Float[Tensor, "*b 3 H W"]) -> Float[Tensor, "*b"]:
-    """−10 log10 of the mean squared difference of pictures in [-1, 1], taken in [0, 1]; decibels."""
-    error = ((a.clamp(-1, 1) - b) / 2).square().mean(dim=(-3, -2, -1))
-    return -10 * torch.log10(error.clamp_min(1e-10))
+from dex.batch import to_unit
+from dex.metrics.pictures import psnr
 
 
 class AnimatorEvaluation(nn.Module):
@@ -30,8 +26,8 @@ class AnimatorEvaluation(nn.Module):
         self, fake: Float[Tensor, "B K 3 H W"], real: Float[Tensor, "B K 3 H W"], source: Float[Tensor, "B 3 H W"]
     ) -> None:
         """Drawn frames and, for comparison, the source itself against the truth."""
-        self.psnr.update(psnr(fake, real))
-        self.copy_psnr.update(psnr(source[:, None].expand_as(real), real))
+        self.psnr.update(psnr(to_unit(fake), to_unit(real)))
+        self.copy_psnr.update(psnr(to_unit(source[:, None].expand_as(real)), to_unit(real)))
 
     def compute(self) -> dict[str, Tensor]:
         """By tag. A validation that draws no frames has an error only."""

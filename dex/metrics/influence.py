@@ -1,0 +1,114 @@
+"""Disentanglement: which of the two controls moves what in the output.
+
+g(s, P, E) is the output for source s, pose from P and expression from E. Four outputs of each tuple are read: at the
+pose and expression of a, with the pose alone, with the expression alone taken from b, compared with what a and b
+themselves show. Always print gains with leaks: an output that never changes leaks nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+
+from dex.metrics.pictures import MetricError
+from dex.pose import geodesic, split_pose
+
+FACTORS = ("p", "e")  # pose, expression
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What an extractor read from N pictures, or the truth about them."""
+
+    pose: Float[Tensor, "N 3 4"]
+    expression: Float[Tensor, "N E"]
+
+    def squared_distance(self, other: Motion) -> Float[Tensor, "2 N"]:
+        """d_p², in degrees² of the rotation between them, and d_e², the mean square of the coefficients' difference."""
+        angle = geodesic(split_pose(self.pose.double())[0], split_pose(other.pose.double())[0]) * (180 / math.pi)
+        return torch.stack([angle.square(), (self.expression.double() - other.expression.double()).square().mean(-1)])
+
+
+class Influence(Metric):
+    """I_ij² = E d_i²(g | factor j: a → b, g | a) / E d_i²(a, b), i what is measured, j what is edited.
+
+    I_pp and I_ee are gains, 1 where the output moves as far as its drivers; I_pe is pose drift under an expression-only
+    edit, I_ep expression drift under a pose-only edit, both 0 where the controls are apart.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("moved", torch.zeros(2, 2, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("drivers", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+        self.moved: Tensor
+        self.drivers: Tensor
+
+    def update(self, at_a: Motion, pose_from_b: Motion, expression_from_b: Motion, a: Motion, b: Motion) -> None:
+        """N tuples: three outputs, and the two drivers."""
+        self.moved[:, 0] += at_a.squared_distance(pose_from_b).sum(dim=1)
+        self.moved[:, 1] += at_a.squared_distance(expression_from_b).sum(dim=1)
+        self.drivers += a.squared_distance(b).sum(dim=1)
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        """`I_pp`, `I_pe`, `I_ep`, `I_ee`. Raises `MetricError` where the drivers do not differ."""
+        if not (self.drivers > 0).all():
+            raise MetricError(
+                "influence: the drivers a and b do not differ in pose and in expression, nothing to measure"
+            )
+        matrix = (self.moved / self.drivers[:, None]).sqrt()
+        return {f"I_{i}{j}": matrix[x, y] for x, i in enumerate(FACTORS) for y, j in enumerate(FACTORS)}
+
+
+def leak(influence: float, cross_talk: float = 0.0) -> float:
+    """√max(0, (I² − φ²) / (1 − φ²)): what of I_ij, i ≠ j, is the model's and not the estimator's own cross-talk φ, the
+    same influence on renders of the truth. Raises `MetricError` for φ outside [0, 1)."""
+    if not 0 <= cross_talk < 1:
+        raise MetricError(
+            f"cross-talk is {cross_talk:g}, need 0 ≤ φ < 1: this estimator cannot tell pose from expression"
+        )
+    return math.sqrt(max(0.0, (influence**2 - cross_talk**2) / (1 - cross_talk**2)))
+
+
+def selectivity(matrix: Mapping[str, float | Tensor], cross_talk: Mapping[str, float | Tensor] | None = None) -> float:
+    """min over both factors of max(0, min(I_ii, 1) − L_ij): the weaker of the two controls, in [0, 1].
+
+    `matrix` and `cross_talk` are what `Influence.compute` gives of outputs and of renders of the truth.
+    """
+    own = []
+    for i, j in (FACTORS, FACTORS[::-1]):
+        leaked = leak(float(matrix[f"I_{i}{j}"]), float((cross_talk or {}).get(f"I_{i}{j}", 0.0)))
+        own.append(max(0.0, min(float(matrix[f"I_{i}{i}"]), 1.0) - leaked))
+    return min(own)
+
+
+class SwapError(Metric):
+    """X = d(E(g(s, a, b)), E(b)) / d(E(a), E(b)), pose from a, expression from b, d the RMS of coefficients over the
+    set: 0 where the expression is b's, 1 where it followed the pose's driver."""
+
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("missed", "apart"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.missed: Tensor
+        self.apart: Tensor
+
+    def update(self, output: Float[Tensor, "N E"], a: Float[Tensor, "N E"], b: Float[Tensor, "N E"]) -> None:
+        self.missed += (output.double() - b.double()).square().mean(dim=1).sum()
+        self.apart += (a.double() - b.double()).square().mean(dim=1).sum()
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Raises `MetricError` where the expressions of a and b do not differ."""
+        if not self.apart > 0:
+            raise MetricError("swap error: the expressions of a and b do not differ, nothing to measure")
+        return (self.missed / self.apart).sqrt()
