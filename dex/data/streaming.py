@@ -8,6 +8,7 @@ found without decoding the batches before it.
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -255,6 +256,13 @@ def _worker() -> tuple[int, int]:
     return (info.id, info.num_workers) if info else (0, 1)
 
 
+def _begin_worker(_: int) -> None:
+    """What the parent left for its garbage collector is no business of a worker: finalisers that run in the middle of
+    reading labels can end it (CPython before 3.11.9: "AST constructor recursion depth mismatch"), and pages that the
+    collector does not touch stay shared."""
+    gc.freeze()
+
+
 class Loader:
     """Batches of a stream, made by `workers` processes (0: in this one), with what they report about damaged clips.
 
@@ -271,6 +279,7 @@ class Loader:
             prefetch_factor=2 if workers else None,
             persistent_workers=workers > 0 and self._length is not None,
             timeout=WORKER_TIMEOUT if workers else 0,
+            worker_init_fn=_begin_worker,
         )
 
     def __len__(self) -> int:
