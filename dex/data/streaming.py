@@ -258,7 +258,7 @@ def _worker() -> tuple[int, int]:
 
 def _begin_worker(_: int) -> None:
     """What the parent left for its garbage collector is no business of a worker: finalisers that run in the middle of
-    reading labels can end it (CPython before 3.11.9: "AST constructor recursion depth mismatch"), and pages that the
+    reading labels can end it (seen with CPython 3.11.7: "AST constructor recursion depth mismatch"), and pages that the
     collector does not touch stay shared."""
     gc.freeze()
 
