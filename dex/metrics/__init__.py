@@ -7,3 +7,7 @@
 
 They take what extractors have read, numbers and not files, and refuse what cannot be measured with `MetricError`.
 """
+
+
+class MetricError(ValueError):
+    """Input that cannot be measured; the message says what it is and what is needed."""

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
-from dex.metrics.pictures import MetricError
+from dex.metrics import MetricError
 
 
 def frechet_distance(
@@ -34,29 +33,42 @@ def frechet_distance(
     return distance.clamp_min(0)  # roots of eigenvalues near 0 round to some 1e-6
 
 
-class FrechetDistance(Metric):
-    """Fréchet distance of Gaussians fitted to real and to generated features; ≥ 0, 0 for equal sets.
-
-    Biased upwards by few samples: compare at equal N only, and beside the distance of two halves of the real set.
-    """
+class FeatureDistance(Metric):
+    """A distance of real from generated features, rows of D numbers."""
 
     higher_is_better = False
     full_state_update = False
 
     def __init__(self, features: int) -> None:
-        """`features`: D, their number in each row."""
+        """`features`: D."""
         super().__init__()
         self.features = features
+
+    def update(self, features: Float[Tensor, "N D"], real: bool) -> None:
+        """Raises `MetricError` for another number of features, or NaN."""
+        check_features(features, self.features)
+        self.add("real" if real else "fake", features.double())
+
+    def add(self, kind: str, rows: Float[Tensor, "N D"]) -> None:
+        """Takes up rows of a kind, "real" or "fake"."""
+        raise NotImplementedError
+
+
+class FrechetDistance(FeatureDistance):
+    """Fréchet distance of Gaussians fitted to real and to generated features; ≥ 0, 0 for equal sets.
+
+    Biased upwards by few samples: compare at equal N only, and beside the distance of two halves of the real set.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
         for kind in ("real", "fake"):
             self.add_state(f"{kind}_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
             self.add_state(f"{kind}_sum", torch.zeros(features, dtype=torch.float64), dist_reduce_fx="sum")
             outer = torch.zeros(features, features, dtype=torch.float64)
             self.add_state(f"{kind}_outer", outer, dist_reduce_fx="sum")
 
-    def update(self, features: Float[Tensor, "N D"], real: bool) -> None:
-        """Raises `MetricError` for another number of features, or NaN."""
-        check_features(features, self.features)
-        rows, kind = features.double(), "real" if real else "fake"
+    def add(self, kind: str, rows: Float[Tensor, "N D"]) -> None:
         for name, value in (("count", len(rows)), ("sum", rows.sum(dim=0)), ("outer", rows.mT @ rows)):
             setattr(self, f"{kind}_{name}", getattr(self, f"{kind}_{name}") + value)
 
@@ -66,41 +78,26 @@ class FrechetDistance(Metric):
 
     def _gaussian(self, kind: str) -> tuple[Float[Tensor, "D"], Float[Tensor, "D D"]]:
         count = getattr(self, f"{kind}_count")
-        if count < 2:
-            raise MetricError(f"Fréchet distance: {int(count)} {kind} samples, need at least 2")
+        check_rows(int(count), kind)
         mean = getattr(self, f"{kind}_sum") / count
         return mean, (getattr(self, f"{kind}_outer") - count * torch.outer(mean, mean)) / (count - 1)
 
 
-class KernelDistance(Metric):
+class KernelDistance(FeatureDistance):
     """KID: the unbiased squared MMD of two sets under k(x, y) = (x·y / D + 1)³ (Bińkowski et al. 2018), over all pairs
     instead of random subsets: nothing to seed. May be below 0 by chance. Holds all features."""
 
-    higher_is_better = False
-    full_state_update = False
-
     def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
+        super().__init__(features)
         for kind in ("real", "fake"):
             self.add_state(kind, [], dist_reduce_fx="cat")
-        self.real: list[Tensor] | Tensor
-        self.fake: list[Tensor] | Tensor
 
-    def update(self, features: Float[Tensor, "N D"], real: bool) -> None:
-        """Raises `MetricError` for another number of features, or NaN."""
-        check_features(features, self.features)
-        held = self.real if real else self.fake
-        assert isinstance(held, list)
-        held.append(features.double())
+    def add(self, kind: str, rows: Float[Tensor, "N D"]) -> None:
+        getattr(self, kind).append(rows)
 
     def compute(self) -> Float[Tensor, ""]:
         """Raises `MetricError` for fewer than 2 rows of either kind."""
-        for kind in ("real", "fake"):
-            found = sum(len(part) for part in getattr(self, kind))
-            if not isinstance(getattr(self, kind), Tensor) and found < 2:
-                raise MetricError(f"kernel distance: {found} {kind} samples, need at least 2")
-        real, fake = dim_zero_cat(self.real), dim_zero_cat(self.fake)
+        real, fake = self._rows("real"), self._rows("fake")
 
         def kernel(x: Tensor, y: Tensor) -> Tensor:
             return (x @ y.mT / self.features + 1) ** 3
@@ -110,6 +107,18 @@ class KernelDistance(Metric):
             return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
 
         return within(real) + within(fake) - 2 * kernel(real, fake).mean()
+
+    def _rows(self, kind: str) -> Float[Tensor, "N D"]:
+        held = getattr(self, kind)  # a list, or one tensor once processes have joined theirs
+        rows = held if isinstance(held, Tensor) else torch.cat([torch.zeros(0, self.features).double(), *held])
+        check_rows(len(rows), kind)
+        return rows
+
+
+def check_rows(count: int, kind: str) -> None:
+    """Raises `MetricError`."""
+    if count < 2:
+        raise MetricError(f"{count} {kind} samples, need at least 2")
 
 
 def check_features(features: Tensor, wanted: int) -> None:

@@ -16,20 +16,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from dex.metrics.pictures import MetricError
+from dex.metrics import MetricError
 from dex.pose import geodesic, split_pose
 
 FACTORS = ("p", "e")  # pose, expression
 
 
 @dataclass(frozen=True)
-class Motion:
+class Reading:
     """What an extractor read from N pictures, or the truth about them."""
 
     pose: Float[Tensor, "N 3 4"]
     expression: Float[Tensor, "N E"]
 
-    def squared_distance(self, other: Motion) -> Float[Tensor, "2 N"]:
+    def squared_distance(self, other: Reading) -> Float[Tensor, "2 N"]:
         """d_p², in degrees² of the rotation between them, and d_e², the mean square of the coefficients' difference."""
         angle = geodesic(split_pose(self.pose.double())[0], split_pose(other.pose.double())[0]) * (180 / math.pi)
         return torch.stack([angle.square(), (self.expression.double() - other.expression.double()).square().mean(-1)])
@@ -51,7 +51,7 @@ class Influence(Metric):
         self.moved: Tensor
         self.drivers: Tensor
 
-    def update(self, at_a: Motion, pose_from_b: Motion, expression_from_b: Motion, a: Motion, b: Motion) -> None:
+    def update(self, at_a: Reading, pose_from_b: Reading, expression_from_b: Reading, a: Reading, b: Reading) -> None:
         """N tuples: three outputs, and the two drivers."""
         self.moved[:, 0] += at_a.squared_distance(pose_from_b).sum(dim=1)
         self.moved[:, 1] += at_a.squared_distance(expression_from_b).sum(dim=1)

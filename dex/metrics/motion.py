@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from dex.metrics.pictures import MetricError
+from dex.metrics import MetricError
 from dex.pose import geodesic, split_pose
 
 

@@ -8,12 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
+from dex.metrics import MetricError
+
 _WINDOW, _SIGMA = 11, 1.5  # pixels
 _LEAST_ERROR = 1e-10  # mean squared; equal frames have 100 dB, not infinitely many
-
-
-class MetricError(ValueError):
-    """Input that cannot be measured; the message says what it is and what is needed."""
 
 
 def psnr(a: Float[Tensor, "*b 3 H W"], b: Float[Tensor, "*b 3 H W"]) -> Float[Tensor, "*b"]:

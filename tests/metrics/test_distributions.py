@@ -9,8 +9,8 @@ from pytorch_fid.fid_score import calculate_frechet_distance
 from torch import Tensor
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from dex.metrics import MetricError
 from dex.metrics.distributions import FrechetDistance, KernelDistance, frechet_distance
-from dex.metrics.pictures import MetricError
 
 D = 12
 

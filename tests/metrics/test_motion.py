@@ -12,9 +12,9 @@ import torch.multiprocessing as mp
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from dex.metrics.influence import Influence, Motion, SwapError, leak, selectivity
+from dex.metrics import MetricError
+from dex.metrics.influence import Influence, Reading, SwapError, leak, selectivity
 from dex.metrics.motion import ExpressionDistance, PoseDistance
-from dex.metrics.pictures import MetricError
 from dex.pose import make_pose
 
 
@@ -28,8 +28,10 @@ def poses(seed: int, count: int) -> tuple[Tensor, Rotation]:
     return make_pose(torch.from_numpy(rotation.as_matrix()), shift, scale), rotation
 
 
-def motion(seed: int, count: int = 50) -> Motion:
-    return Motion(poses(seed, count)[0], torch.from_numpy(np.random.default_rng(seed + 1000).uniform(0, 1, (count, 5))))
+def motion(seed: int, count: int = 50) -> Reading:
+    return Reading(
+        poses(seed, count)[0], torch.from_numpy(np.random.default_rng(seed + 1000).uniform(0, 1, (count, 5)))
+    )
 
 
 def test_angle_is_scipys() -> None:
@@ -73,13 +75,13 @@ def test_frames_without_a_face_are_left_out_and_counted() -> None:
 def test_reference_models_give_the_rows_that_they_must(model: str, row: dict[str, float], apart: float) -> None:
     a, b = motion(0), motion(1)
     outputs = {
-        "oracle": (a, Motion(b.pose, a.expression), Motion(a.pose, b.expression)),
+        "oracle": (a, Reading(b.pose, a.expression), Reading(a.pose, b.expression)),
         "joint code": (a, b, b),  # whichever is edited, both move
         "constant": (a, a, a),
     }
     metric = Influence()
     for part in (slice(0, 20), slice(20, 50)):
-        metric.update(*(Motion(m.pose[part], m.expression[part]) for m in (*outputs[model], a, b)))
+        metric.update(*(Reading(m.pose[part], m.expression[part]) for m in (*outputs[model], a, b)))
     found = metric.compute()
     assert {name: value.item() for name, value in found.items()} == pytest.approx(row, abs=1e-5)
     assert selectivity(found) == pytest.approx(apart, abs=1e-5)
@@ -130,8 +132,8 @@ def _measured(parts: list[slice]) -> dict[str, Tensor]:
     influence, aed, frechet, kernel = Influence(), ExpressionDistance(), FrechetDistance(5), KernelDistance(5)
     a, b = motion(0), motion(1)
     for part in parts:
-        x, y = (Motion(m.pose[part], m.expression[part]) for m in (a, b))
-        influence.update(x, Motion(y.pose, x.expression), y, x, y)
+        x, y = (Reading(m.pose[part], m.expression[part]) for m in (a, b))
+        influence.update(x, Reading(y.pose, x.expression), y, x, y)
         for i in range(len(x.expression)):
             aed.update(x.expression[i : i + 1], y.expression[i : i + 1])
         for metric in (frechet, kernel):

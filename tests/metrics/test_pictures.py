@@ -8,7 +8,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from dex.metrics.pictures import MetricError, Psnr, Ssim, psnr
+from dex.metrics import MetricError
+from dex.metrics.pictures import Psnr, Ssim, psnr
 
 
 def clip(seed: int, frames: int = 3) -> tuple[Tensor, Tensor]:
