@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dex.data.shards import CropContract
-from dex.faces import crop
+from dex.faces import RULE, crop
 
 FPS = 25
 
@@ -33,7 +33,7 @@ class Settings:
 
     @property
     def contract(self) -> CropContract:
-        return CropContract(rule=crop.RULE, size=self.size, margin=crop.MARGIN, shift_up=crop.SHIFT_UP)
+        return CropContract(rule=RULE, size=self.size, margin=crop.MARGIN, shift_up=crop.SHIFT_UP)
 
     @property
     def min_frames(self) -> int:

@@ -17,12 +17,10 @@ from tqdm import tqdm
 
 from dex.animation.footage import Footage
 from dex.data.shards import CropContract
-from dex.faces import FaceError
+from dex.faces import RULE, FaceError
 
 if TYPE_CHECKING:  # loads MediaPipe
     from dex.faces.follow import Choice
-
-RULE = "smoothed-face-square.v1"  # of dex.faces.crop, which needs OpenCV to be imported
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 Needs `pip install 'dex-portrait[prep]'` (MediaPipe, OpenCV). Only `detect` loads MediaPipe.
 """
 
+RULE = "smoothed-face-square.v1"  # name and version of the crop rule, see crop.py
+
 
 class FaceError(ValueError):
     """No face, several, or one that is lost."""

@@ -16,7 +16,6 @@ from jaxtyping import Float
 
 from dex.faces.boxes import bounds, larger_side
 
-RULE = "smoothed-face-square.v1"
 MARGIN = 1.9
 SHIFT_UP = 0.06
 MIN_MARGIN = 1.25
