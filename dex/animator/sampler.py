@@ -112,6 +112,12 @@ def sample(
     return _Video(network, source_latent, source_pose, settings, schedule).frames(driving)
 
 
+def from_schedule(kind: Any, schedule: Mapping[str, Any]) -> Any:
+    """A diffusers scheduler of class `kind`, told what it knows of `schedule`."""
+    known = inspect.signature(kind.__init__).parameters
+    return kind(**{key: value for key, value in schedule.items() if key in known})
+
+
 def make_scheduler(
     settings: SamplerSettings, schedule: Mapping[str, Any] = NOISE_SCHEDULE, device: torch.device | None = None
 ) -> Any:
@@ -137,7 +143,7 @@ def make_scheduler(
         raise ValueError(f"scheduler {name}: cannot begin at noise alone, as this checkpoint asks; take DDIMScheduler")
     if settings.steps > schedule["num_train_timesteps"]:
         raise ValueError(f"sampler: steps is {settings.steps}, at most {schedule['num_train_timesteps']} are allowed")
-    scheduler = kind(**{key: value for key, value in schedule.items() if key in known})
+    scheduler = from_schedule(kind, schedule)
     scheduler.set_timesteps(settings.steps, device=device)
     if scheduler.timesteps[0] < scheduler.timesteps[-1]:
         raise ValueError(f"scheduler {name}: goes from picture to noise; take DDIMScheduler")

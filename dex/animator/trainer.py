@@ -23,7 +23,7 @@ from dex.animator.codec import Codec, decode_frames, load_codec
 from dex.animator.conditions import Conditions
 from dex.animator.config import AnimatorConfig
 from dex.animator.evaluation import AnimatorEvaluation, report
-from dex.animator.sampler import NOISE_SCHEDULE, ZERO_TERMINAL_SNR, SamplerSettings, sample
+from dex.animator.sampler import NOISE_SCHEDULE, ZERO_TERMINAL_SNR, SamplerSettings, from_schedule, sample
 from dex.animator.storage import load_animator
 from dex.animator.unet import AnimatorUNet
 from dex.batch import Batch
@@ -126,7 +126,7 @@ class Animator(L.LightningModule):
         # No buffer: a checkpoint need not repeat a schedule.
         curve = ZERO_TERMINAL_SNR if loss.schedule == "zero_terminal_snr" else NOISE_SCHEDULE
         self.schedule = {**curve, "prediction_type": loss.prediction}
-        self.noising: Any = DDPMScheduler(**{k: v for k, v in self.schedule.items() if k not in _DDIM_ONLY})
+        self.noising: Any = from_schedule(DDPMScheduler, self.schedule)
         # In a list: frozen third parties are no part of this module's parameters or checkpoints.
         self._frozen: list[Any] = []
 
@@ -324,8 +324,6 @@ class Animator(L.LightningModule):
             "crop": crop_contract(self),
         }
 
-
-_DDIM_ONLY = ("set_alpha_to_one", "skip_prk_steps")
 
 # Checkpoints hold these as hyperparameters and are only ever read with weights_only=True.
 SETTINGS: list[Any] = [AnimatorConfig, DiffusionLoss, AnimatorOptimisation, SamplerSettings]
