@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    exit 1; \
 	fi; \
 	"$$python" -m venv $(VENV)
-	@echo "Installing the pinned environment into $(VENV): about 5.5 GB, some minutes."
+	@echo "Installing the pinned environment into $(VENV): about 7 GB, some minutes."
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[prep,dev]'
 	@$(BIN)/python -m dex.doctor --install || echo "data_prep will not run before that; training and its tests do."
 	@touch $@

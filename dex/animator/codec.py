@@ -70,7 +70,7 @@ class SpaceToDepth(nn.Module):
 class Autoencoder(nn.Module):
     """diffusers' `AutoencoderKL` or `AutoencoderTiny`, frozen.
 
-    `chunk` pictures go through it at a time: at 512² Stable Diffusion's decoder needs some 2.5 GB for each in float32.
+    `chunk` pictures go through it at a time: what a decoder needs for each grows with the picture's area.
     `hash` is that of its settings and weights, whatever file they came from.
     """
 

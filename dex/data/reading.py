@@ -136,7 +136,7 @@ def read_units(url: str, tally: Tally, cameras: int, rng: np.random.Generator | 
 
 
 # What local shards hold, by path, size and time of change: a small set is gone through again and again, and reading a
-# tar's headers and metas costs as much as a tenth of decoding what is then taken.
+# tar's headers and metas takes time from decoding (`python -m benchmarks.loader`).
 _listings: dict[tuple[str, int, int], list[StoredClip]] = {}
 _MOST_LISTINGS = 64
 

@@ -40,7 +40,7 @@ class Optimisation:
     clip_norm: float = 0.0  # of the generator side's gradient; 0: none
     ema_decay: float = 0.999
     # Order of learning (ours), for short runs: pose, then generator, then expression
-    anchors_first: int = 0  # steps in which the anchors alone are trained; a third of the cost of the others
+    anchors_first: int = 0  # steps in which the anchors alone are trained, without the generator
     teacher_poses: int = 0  # steps after them over which warps go over from the labels' poses to the encoder's
 
     def factor(self, step: int) -> float:
