@@ -55,7 +55,7 @@ class Footage:
 def open_footage(path: Path) -> Footage:
     """Raises `VideoError` where there is nothing to see."""
     if path.is_dir():
-        pictures = tuple(sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=_natural))
+        pictures = tuple(sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=natural_order))
         if not pictures:
             raise VideoError(f"{path}: a folder without pictures ({', '.join(PICTURES)})")
         return Footage(path, pictures, FOLDER_FPS, len(pictures) / float(FOLDER_FPS), has_sound=False)
@@ -94,6 +94,6 @@ def _is_picture(path: Path) -> bool:
         return path.suffix.lower() in PICTURES  # a damaged one
 
 
-def _natural(path: Path) -> list[Any]:
+def natural_order(path: Path) -> list[Any]:
     """frame2 before frame10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]

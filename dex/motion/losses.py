@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dex import weights
 from dex.batch import EYES, FACE, MOUTH
+from dex.metrics.extractors.perceptual import load_lpips
 from dex.pose import geodesic, split_pose
 
 _BLENDSHAPE_DEVIATION = 0.25  # of one coefficient over frames, about
@@ -103,12 +104,7 @@ class PerceptualLoss(nn.Module):
         self.name = name
         self.network: Any  # LPIPS, or a script module
         if name == "vgg16":
-            self.network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-            state = weights.load_state_dict("vgg16")
-            convolutions = [m for m in self.network.net.modules() if isinstance(m, nn.Conv2d)]
-            stored = [k.removesuffix(".weight") for k in state if k.startswith("features") and k.endswith("weight")]
-            for module, prefix in zip(convolutions, stored, strict=True):
-                module.load_state_dict({"weight": state[f"{prefix}.weight"], "bias": state[f"{prefix}.bias"]})
+            self.network = load_lpips()
         else:
             self.network = weights.load_torchscript(name)
         self.requires_grad_(False).eval()

@@ -1,0 +1,243 @@
+"""Measure portrait animators: `python -m benchmarks COMMAND --help`.
+
+    make     a protocol from synthetic heads or from shards
+    run      a checkpoint, or a reference row, through a protocol: videos and result file
+    baselines  every reference row through a protocol, and their table
+    score    any method's videos, named by the protocol's ids: result file
+    table    result files as one table (md, csv, tex) or page (html)
+    verify   hashes and numbers of a result file
+    compare  two or more result files, with a paired test
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+REFERENCE_ROWS = ("oracle", "copy-driver", "copy-source", "constant", "joint-code", "landmark-warp", "shuffled-driver")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    make = commands.add_parser("make", help="a protocol from synthetic heads or from shards")
+    make.add_argument("--task", required=True, choices=("self", "cross", "disentangled"))
+    make.add_argument("--name", required=True)
+    make.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
+    make.add_argument("--shards", type=Path, metavar="DIR", help="of data_prep; default: synthetic heads")
+    make.add_argument("--clips", type=int, help="identities (default: 32 synthetic ones, all of the shards)")
+    make.add_argument("--size", type=int, help="pixels a side (default: 256 synthetic, as the shards)")
+    make.add_argument("--frames", type=int, default=16, help="of each driver of shards (default: 16)")
+    make.add_argument("--stride", type=int, default=1, help="every so many frames of shards (default: 1)")
+    make.add_argument("--seed", type=int, default=0)
+
+    run = commands.add_parser("run", help="a checkpoint or a reference row through a protocol")
+    what = run.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run of dex.fit, or its export")
+    what.add_argument("--method", choices=REFERENCE_ROWS)
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="results and, in videos/, what was made")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--steps", type=int, help="diffusion steps")
+    run.add_argument("--guidance", type=float)
+    run.add_argument("--devices", default="1", help="processes, one a GPU where there are any (default: 1)")
+    run.add_argument("--nodes", type=int, default=1)
+
+    score = commands.add_parser("score", help="any method's videos")
+    score.add_argument("videos", type=Path, help="folder with ID.mp4 or ID/*.png for every id of the protocol")
+    score.add_argument("--name", help="of the method (default: the folder's)")
+    score.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
+
+    table = commands.add_parser("table", help="result files as a table")
+    table.add_argument("results", type=Path, nargs="+")
+    table.add_argument("--format", choices=("md", "csv", "tex", "html"), default="md")
+    table.add_argument("--videos", type=Path, metavar="DIR", help="of `run`: filmstrips in the page")
+    table.add_argument("--out", type=Path, help="file (default: standard output)")
+
+    verify = commands.add_parser("verify", help="hashes and numbers of a result file")
+    verify.add_argument("result", type=Path)
+    verify.add_argument("--videos", type=Path, metavar="DIR", help="compute the numbers again")
+
+    compare = commands.add_parser("compare", help="result files of one protocol")
+    compare.add_argument("results", type=Path, nargs="+")
+
+    baselines = commands.add_parser("baselines", help="every reference row through a protocol, and their table")
+    baselines.add_argument("--out", type=Path, required=True, metavar="DIR")
+    baselines.set_defaults(checkpoint=None, seed=0, steps=None, guidance=None, devices="1", nodes=1)
+
+    for command in (run, score, baselines):
+        command.add_argument("--protocol", required=True, help="a shipped name or a .jsonl file")
+    for command in (table, verify):
+        command.add_argument("--protocol", default="", help="of --videos: a shipped name or a .jsonl file")
+    for command in (run, score, baselines, table, verify):
+        command.add_argument("--shards", type=Path, metavar="DIR", help="where the protocol's clips are")
+    for command in (run, score, baselines, verify):
+        command.add_argument("--perceptual", default="stlpips_alex", help="network of the perceptual distance")
+        command.add_argument("--features", default="effnet_lite0", help="of the distance of distributions; or inception")
+        command.add_argument("--motion-extractor", type=Path, metavar="FILE.yaml", help="your own, see docs/benchmarks.md")
+    return parser
+
+
+def make(options: argparse.Namespace) -> None:
+    from benchmarks.make import make_of_shards, make_synthetic
+
+    o = options
+    if o.shards is None:
+        manifest = make_synthetic(o.task, o.name, o.clips or 32, o.size or 256, o.seed)
+    else:
+        manifest = make_of_shards(o.task, o.name, o.shards, o.size, o.seed, o.clips, o.frames, o.stride)
+    manifest.save(o.out)
+    print(f"{o.out}: {len(manifest.pairs)} pairs of {len(manifest.clips)} clips")
+
+
+def run(options: argparse.Namespace) -> None:
+    from lightning.fabric import Fabric
+
+    from benchmarks.suite import generate, open_protocol
+
+    _, manifest, material = open_protocol(options.protocol, options.shards)
+    devices = int(options.devices) if options.devices.isdecimal() else options.devices
+    fabric = Fabric(accelerator="auto", devices=devices, num_nodes=options.nodes)
+    fabric.launch()
+    with ExitStack() as stack:
+        maker, model = _maker(options, manifest, material, stack)
+        videos = options.out / "videos" / f"{model['name']}-{options.protocol_name}"
+        generate(manifest, maker, videos, fabric.global_rank, fabric.world_size)
+    fabric.barrier()
+    if fabric.global_rank == 0:
+        _score(options, videos, model)
+
+
+def baselines(options: argparse.Namespace) -> None:
+    from benchmarks.methods import is_defined
+    from benchmarks.results import Result
+    from benchmarks.suite import open_protocol, with_comparisons
+    from benchmarks.tables import render
+
+    _, manifest, material = open_protocol(options.protocol, options.shards)
+    results = []
+    for options.method in REFERENCE_ROWS:
+        path = options.out / f"{options.method}-{options.protocol_name}.json"
+        if is_defined(options.method, manifest, material):
+            if not path.is_file():
+                run(options)
+            results.append(Result.load(path))
+    with_comparisons(results)
+    print(render(results, "md"))
+
+
+def _maker(options, manifest, material, stack):  # type: ignore[no-untyped-def]
+    from benchmarks.methods import CheckpointMethod, maker_of, reference, shuffled
+
+    none = {"checkpoint_sha256": None, "sampler": None, "seeds": [], "dtype": None}
+    if options.checkpoint is not None:
+        method = CheckpointMethod(options.checkpoint, options.seed, options.steps, options.guidance)
+        return maker_of(method, material), {"name": method.name, **method.description}
+    if options.method in ("landmark-warp", "shuffled-driver"):
+        from benchmarks.landmark_warp import LandmarkWarp
+
+        maker = maker_of(stack.enter_context(LandmarkWarp()), material)
+        if options.method == "shuffled-driver":
+            maker = shuffled(manifest, maker)
+        return maker, {"name": options.method, **none}
+    maker = reference(options.method, manifest, material)
+    if maker is None:
+        raise ValueError(f"{options.method}: not defined for the {manifest.task} protocol of {manifest.name}")
+    return maker, {"name": options.method, **none}
+
+
+def score(options: argparse.Namespace) -> None:
+    none = {"checkpoint_sha256": None, "sampler": None, "seeds": [], "dtype": None}
+    _score(options, options.videos, {"name": options.name or options.videos.resolve().name, **none})
+
+
+def _score(options: argparse.Namespace, videos: Path, model: dict) -> None:
+    from benchmarks.suite import score as score_videos
+
+    with _extractors(options) as extractors:
+        command = ["python", "-m", "benchmarks", *sys.argv[1:]]
+        result = score_videos(videos, options.protocol, options.shards, extractors, model, command)
+    path = options.out / f"{model['name']}-{options.protocol_name}.json"
+    result.save(path)
+    for warning in result.content["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    for entry in result.content["metrics"]:
+        value = "–" if entry["value"] is None else f"{entry['value']:.4f} {entry['unit']}".rstrip()
+        interval = "" if entry["ci95"] is None else f"  [{entry['ci95'][0]:.4f}, {entry['ci95'][1]:.4f}]"
+        print(f"{entry['id']:36} {value}{interval}")
+    print(path)
+
+
+def _extractors(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from benchmarks.suite import make_extractors
+
+    return make_extractors(options.perceptual, options.features, options.motion_extractor)
+
+
+def table(options: argparse.Namespace) -> None:
+    from benchmarks.films import films
+    from benchmarks.report import html
+    from benchmarks.results import Result
+    from benchmarks.suite import with_comparisons
+    from benchmarks.tables import render
+
+    results = [Result.load(path) for path in options.results]
+    with_comparisons(results)
+    if options.format == "html":
+        text = html(results, films(results, options.videos, options.shards) if options.videos else {})
+    else:
+        text = render(results, options.format)
+    if options.out:
+        options.out.write_text(text)
+    else:
+        print(text)
+
+
+def verify(options: argparse.Namespace) -> None:
+    from benchmarks.suite import verify as verify_result
+
+    with ExitStack() as stack:
+        extractors = stack.enter_context(_extractors(options)) if options.videos else None
+        for line in verify_result(options.result, options.videos, options.protocol, options.shards, extractors):
+            print(line)
+
+
+def compare(options: argparse.Namespace) -> None:
+    from benchmarks.results import Result
+    from benchmarks.suite import compare as compare_results
+
+    if len(options.results) < 2:
+        raise ValueError("compare needs two result files or more")
+    for row in compare_results([Result.load(path) for path in options.results]):
+        mark = "*" if row["p_holm"] < 0.05 else " "
+        print(
+            f"{row['metric']:36} {row['a']} − {row['b']} = {row['a_minus_b']:+.4f}  p {row['p']:.4f}  "
+            f"p (Holm) {row['p_holm']:.4f} {mark} n {row['n']}"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = make_parser().parse_args(arguments)
+    options.protocol_name = Path(getattr(options, "protocol", "")).stem
+    actions = {"make": make, "run": run, "score": score, "baselines": baselines, "table": table, "verify": verify, "compare": compare}
+    try:
+        actions[options.command](options)
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

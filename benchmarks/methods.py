@@ -1,0 +1,133 @@
+"""Methods behind one interface: a source picture, a pose driver and an expression driver → frames.
+
+Reference rows (oracle, copy-source, …), a classical opponent without learning, and checkpoints of either stage. Another
+method needs none of this: write its videos to a folder by the ids of the manifest, and `score` reads them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.manifest import Manifest, Pair
+from benchmarks.material import Frames, Material, edited
+from dex.animation.backends import Backend, load_backend, to_network
+from benchmarks.results import REFERENCES
+from dex.data.shards import file_sha256
+
+_READ_AT_ONCE = 8
+
+
+class Method(Protocol):
+    name: str
+    description: dict[str, Any]  # checkpoint_sha256, sampler, seeds, dtype: what the result file says of it
+
+    def animate(self, source: Frames, pose: Frames, expression: Frames) -> Frames:
+        """Of one source picture (1, H, W, 3), F frames in the poses of `pose` and the expressions of `expression`, both
+        (F, H, W, 3), uint8 RGB."""
+
+
+Maker = Callable[[Pair], Frames]
+
+
+def maker_of(method: Method, material: Material) -> Maker:
+    """Pairs of a manifest through a method, which sees nothing but pictures."""
+    return lambda pair: method.animate(*(material.frames(span) for span in (pair.source, pair.pose, pair.expression)))
+
+
+def reference(name: str, manifest: Manifest, material: Material) -> Maker | None:
+    """Rows that show what a number means; None where a row is not defined for this protocol.
+
+    oracle: the truth. copy-driver: the pose driver's own frames, another person. copy-source: the source, unmoved.
+    constant: one picture for all pairs. joint-code: the truth of a method with one code for pose and expression, which
+    takes both from the driver that was edited.
+    """
+
+    def truth(pair: Pair) -> Frames:
+        made = material.truth(pair.source, pair.pose, pair.expression)
+        assert made is not None
+        return made
+
+    def joint(pair: Pair) -> Frames:
+        made = material.truth(pair.source, edited(pair), edited(pair))
+        assert made is not None
+        return made
+
+    def still(span_of: Callable[[Pair], Any]) -> Maker:
+        return lambda pair: np.repeat(material.frames(span_of(pair)), pair.pose.count, axis=0)
+
+    first = manifest.pairs[0]
+    known = material.truth(first.source, first.pose, first.expression) is not None
+    makers: dict[str, Maker | None] = {
+        "oracle": truth if known else None,
+        "copy-driver": (lambda pair: material.frames(pair.pose)) if manifest.task == "cross" else None,
+        "copy-source": still(lambda pair: pair.source),
+        "constant": still(lambda pair: first.source),
+        "joint-code": joint if known and manifest.task == "disentangled" else None,
+    }
+    return makers[name]
+
+
+def is_defined(name: str, manifest: Manifest, material: Material) -> bool:
+    """Whether a row can be made: those outside `REFERENCES` always can."""
+    return name not in REFERENCES or reference(name, manifest, material) is not None
+
+
+def shuffled(manifest: Manifest, maker: Callable[[Pair], Frames]) -> Maker:
+    """Each pair made with the drivers of the next one: what a measure must be able to tell from the right ones."""
+    following = dict(zip(manifest.pairs, [*manifest.pairs[1:], manifest.pairs[0]], strict=True))
+
+    def make(pair: Pair) -> Frames:
+        other = following[pair]
+        return maker(Pair(pair.id, pair.source, other.pose, other.expression))
+
+    return make
+
+
+class CheckpointMethod:
+    """The motion trainer or the animator, in the drivers' absolute poses."""
+
+    def __init__(self, checkpoint: Path, seed: int, steps: int | None, guidance: float | None) -> None:
+        """`checkpoint`: a run or an export. Raises ValueError."""
+        self._backend: Backend = load_backend(checkpoint, None, None, seed, steps, guidance)
+        self.name = checkpoint.resolve().name if checkpoint.name != "export" else checkpoint.resolve().parent.name
+        folder = checkpoint / "export" if (checkpoint / "export").is_dir() else checkpoint
+        weights = sorted(folder.rglob("*.safetensors"))
+        provenance = self._backend.provenance
+        self.description = {
+            "checkpoint_sha256": {str(path.relative_to(folder)): file_sha256(path) for path in weights},
+            "sampler": {name: provenance[name] for name in ("steps", "guidance") if name in provenance} or None,
+            "seeds": [seed],
+            "dtype": "float32",
+            "provenance": provenance,
+        }
+
+    def animate(self, source: Frames, pose: Frames, expression: Frames) -> Frames:
+        size, wanted = self._backend.size, source.shape[1]
+        source_n, pose_n, expression_n = (to_network(_resized(frames, size)) for frames in (source, pose, expression))
+        poses, codes = self._read(pose_n)[0], self._read(expression_n)[1]
+        made = self._backend.animate(source_n[0], self._read(source_n)[0][0], zip(poses, codes, strict=True))
+        return np.stack(_resized(list(made), wanted))
+
+    def _read(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = [self._backend.read_motion(part) for part in pictures.split(_READ_AT_ONCE)]
+        poses, codes = (torch.cat(kind) for kind in zip(*parts, strict=True))
+        return poses, codes
+
+
+def _resized(frames: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Bicubic with antialiasing; unchanged where the size is right."""
+    if frames[0].shape[0] == size:
+        return list(frames)
+    return [np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in frames]
+
+
+def shared(manifest: Manifest, rank: int, world: int) -> list[Pair]:
+    """Pairs that fall to a process."""
+    return list(itertools.islice(manifest.pairs, rank, None, world))

@@ -1,0 +1,101 @@
+"""Result files: one JSON a method and protocol, with everything that the numbers depend on, and a line a pair beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.manifest import sha256_of
+from dex.data.shards import write_atomic
+
+SCHEMA = 1
+PAIRS = ".pairs.jsonl"
+REFERENCES = ("oracle", "copy-driver", "copy-source", "constant", "joint-code")
+
+
+class ResultError(ValueError):
+    """A result file that cannot be trusted or read; the message names it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """`content`: the JSON. `pairs`: {"id", "identity", "values": {metric: number or null}} of every pair."""
+
+    content: dict[str, Any]
+    pairs: list[dict[str, Any]]
+
+    @property
+    def method(self) -> str:
+        return self.content["model"]["name"]
+
+    def metric(self, name: str) -> dict[str, Any] | None:
+        return next((m for m in self.content["metrics"] if m["id"] == name), None)
+
+    def save(self, path: Path) -> None:
+        """Writes PATH and, beside it, its pairs. The id is the sha256 of all but `id`, `time` and `command`."""
+        text = "".join(json.dumps(pair, sort_keys=True) + "\n" for pair in self.pairs).encode()
+        pairs = path.with_name(path.stem + PAIRS)
+        self.content["per_pair"] = {"file": pairs.name, "sha256": hashlib.sha256(text).hexdigest()}
+        self.content["id"] = content_id(self.content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(pairs, text)
+        write_atomic(path, (json.dumps(self.content, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Raises `ResultError` where the file or its pairs are missing, damaged, or not those that were written."""
+        try:
+            content = json.loads(path.read_text())
+            if content["schema"] != SCHEMA:
+                raise ResultError(f"{path}: schema {content['schema']}, this program reads {SCHEMA}. Score again")
+            if content["id"] != content_id(content):
+                raise ResultError(f"{path}: its content does not have the id that it carries: it was edited")
+            text = path.with_name(content["per_pair"]["file"]).read_bytes()
+            if hashlib.sha256(text).hexdigest() != content["per_pair"]["sha256"]:
+                raise ResultError(f"{path}: {content['per_pair']['file']} is not the file that was written with it")
+            return cls(content, [json.loads(line) for line in text.splitlines()])
+        except OSError as error:
+            raise ResultError(f"{error.filename}: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ResultError(f"{path}: no result file ({error!r})") from error
+
+
+def content_id(content: dict[str, Any]) -> str:
+    return sha256_of([{k: v for k, v in content.items() if k not in ("id", "time", "command")}])
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers may depend on beside their inputs."""
+    cuda = torch.cuda.is_available()
+    packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions())
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "packages_sha256": sha256_of(packages),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of this checkout, and whether it has changes; nulls outside one."""
+
+    def git(*words: str) -> str | None:
+        run = subprocess.run(["git", "-C", Path(__file__).parent, *words], capture_output=True, text=True)
+        return run.stdout.strip() if run.returncode == 0 else None
+
+    try:
+        status = git("status", "--porcelain", "--untracked-files=no")
+        return {"git_commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    except FileNotFoundError:  # no git
+        return {"git_commit": None, "dirty": None}

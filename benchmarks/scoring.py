@@ -1,0 +1,337 @@
+"""Videos → numbers: every pair is read once, its values are kept, frames are not.
+
+The unit of every mean is the pair, its interval is by cluster bootstrap over the sources' identities. Influence and the
+distances of distributions are of the whole set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.estimator import Estimator, worth
+from benchmarks.manifest import Manifest, Pair, Span
+from benchmarks.material import Frames, Material, SyntheticClips
+from benchmarks.videos import read_video
+from dex.metrics.background import BackgroundDrift
+from dex.metrics.distributions import FrechetDistance, KernelDistance
+from dex.metrics.extractors.faces import FaceReading, MediaPipeReader
+from dex.metrics.extractors.features import Features
+from dex.metrics.extractors.identity import ArcFace
+from dex.metrics.extractors.perceptual import Perceptual
+from dex.metrics.influence import Influence, Reading, leak, selectivity
+from dex.metrics.motion import ExpressionDistance, PoseDistance
+from dex.metrics.pictures import psnr, ssim
+from dex.metrics.statistics import cluster_bootstrap
+
+LEVEL = 0.95
+_SPLIT = ("pp", "pe", "ep", "ee")
+
+
+@dataclass
+class Extractors:
+    """What pictures are read by. In a `with` block."""
+
+    faces: MediaPipeReader
+    identity: ArcFace
+    perceptual: Perceptual
+    features: Features
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self.faces)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was read from one video."""
+
+    faces: FaceReading
+    embedding: Float[Tensor, "F D"]
+
+
+@dataclass
+class Scores:
+    metrics: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    warnings: list[str]
+
+
+class Scorer:
+    """Scores one folder of videos of a manifest."""
+
+    def __init__(self, manifest: Manifest, material: Material, extractors: Extractors) -> None:
+        self.manifest, self.material, self.extractors = manifest, material, extractors
+        self._drivers: dict[Span, Seen] = {}  # numbers only
+        self._values: list[dict[str, float]] = []
+        self._outputs: dict[str, Seen] = {}
+        self._truths: dict[str, Seen] = {}
+        self._fake = FrechetDistance(extractors.features.dimensions)
+        self._kernel = KernelDistance(extractors.features.dimensions)
+        self._floor = FrechetDistance(extractors.features.dimensions)
+        self._background = BackgroundDrift()
+
+    def score(self, videos: Path) -> Scores:
+        """`videos` must have passed `check_videos`. Raises ValueError."""
+        manifest = self.manifest
+        for pair in tqdm(manifest.pairs, f"scoring {videos.name}", unit="clip", leave=False):
+            self._values.append(self._score_pair(pair, read_video(videos, pair, manifest.size, manifest.fps)))
+        for number, pair in enumerate(manifest.pairs):
+            if pair.edit == "expression" and isinstance(self.material, SyntheticClips):
+                unedited = next(p for p in manifest.pairs[number - 2 :] if p.tuple == pair.tuple and p.edit == "none")
+                self._add_background(videos, unedited, pair)
+        return Scores(list(self._metrics()), self._pairs(), self._warnings())
+
+    # ---- one pair ----------------------------------------------------------------------------------------------------
+
+    def _score_pair(self, pair: Pair, output: Frames) -> dict[str, float]:
+        seen = self._see(output)
+        self._outputs[pair.id] = seen
+        pose, expression, source = (self._driver(span) for span in (pair.pose, pair.expression, pair.source))
+        values = self._motion(seen, pose, expression)
+        reference = pose if self.manifest.task == "self" else source
+        cosine = (seen.embedding * reference.embedding).sum(dim=-1)
+        values[self._csim] = float(cosine.nanmean()) if cosine.isfinite().any() else math.nan
+        made = as_float(output)
+        self._fake.update(features := self.extractors.features.features(made), real=False)
+        self._kernel.update(features, real=False)
+        truth = self.material.truth(pair.source, pair.pose, pair.expression)
+        if truth is not None:
+            true = as_float(truth)
+            values["psnr.v1"] = float(psnr(made.double(), true.double()).mean())
+            values["ssim.gauss11.v1"] = float(ssim(made.double(), true.double()).mean())
+            values[self.extractors.perceptual.id] = float(self.extractors.perceptual.distance(made, true).mean())
+            if isinstance(self.material, SyntheticClips):
+                self._truths[pair.id] = self._see(truth)
+        return values
+
+    def _see(self, frames: Frames) -> Seen:
+        faces = self.extractors.faces.read(frames)
+        return Seen(faces, self.extractors.identity.embed(frames, faces.points))
+
+    def _driver(self, span: Span) -> Seen:
+        """Read once. Drivers are also what generated pictures are compared with as a distribution."""
+        if span not in self._drivers:
+            frames = self.material.frames(span)
+            self._drivers[span] = self._see(frames)
+            if span.count > 1:
+                features = self.extractors.features.features(as_float(frames))
+                self._fake.update(features, real=True)
+                self._kernel.update(features, real=True)
+                self._floor.update(features, real=bool(len(self._drivers) // 2 % 2))
+        return self._drivers[span]
+
+    def _motion(self, seen: Seen, pose: Seen, expression: Seen) -> dict[str, float]:
+        aed, apd = ExpressionDistance(), PoseDistance()
+        aed.update(seen.faces.expression, expression.faces.expression)
+        apd.update(seen.faces.pose, pose.faces.pose)
+        blendshapes, head = self.extractors.faces.names
+        read = {name: float(value) for name, value in (aed.compute() | apd.compute()).items()}
+        return {
+            f"aed.{blendshapes}_l1mean.v1": read["aed"],
+            f"apd.{head}_geodesic_deg.v1": read["apd"],
+            f"apd.{head}_translation.v1": read["translation"],
+            f"apd.{head}_log_scale.v1": read["log_scale"],
+        }
+
+    def _add_background(self, videos: Path, unedited: Pair, edited: Pair) -> None:
+        assert isinstance(self.material, SyntheticClips)
+        size, fps = self.manifest.size, self.manifest.fps
+        pictures = [as_float(read_video(videos, pair, size, fps)) for pair in (edited, unedited)]
+        masks = [self.material.drawn(p.source, p.pose, p.expression).mask for p in (edited, unedited)]
+        heads = torch.from_numpy(np.stack([mask > 0 for mask in masks], axis=1))
+        self._background.update(*pictures, heads, torch.from_numpy(masks[1] > 1))
+
+    # ---- the whole set -----------------------------------------------------------------------------------------------
+
+    @property
+    def _csim(self) -> str:
+        return f"csim.{self.extractors.identity.id}.v1"
+
+    def _metrics(self) -> Iterator[dict[str, Any]]:
+        identities = [self.manifest.identity[pair.source.clip] for pair in self.manifest.pairs]
+        for name in self._values[0]:
+            values = np.array([value[name] for value in self._values])
+            yield self._mean(name, values, identities)
+        yield from self._distribution()
+        if self.manifest.task == "disentangled":
+            yield from self._influence()
+            if isinstance(self.material, SyntheticClips):
+                yield self._drift()
+
+    def _mean(self, name: str, values: Float[np.ndarray, "N"], identities: list[str]) -> dict[str, Any]:
+        read = values[np.isfinite(values)]
+        interval = cluster_bootstrap(values, identities)
+        entry = _entry(name, float(read.mean()) if len(read) else None, "mean over pairs of means over frames", len(read))
+        if all(math.isfinite(bound) for bound in interval):
+            entry |= {"ci95": list(interval), "ci_method": "BCa cluster bootstrap over source identities, 10000 resamples"}
+        kind = name.partition(".")[0]
+        if kind in ("aed", "apd", "csim"):
+            entry["fail_rate"] = self._fail_rate()
+            source = self.extractors.identity.source if kind == "csim" else self.extractors.faces.source
+            entry["extractor"] = vars(source)
+        elif name == self.extractors.perceptual.id:
+            entry["extractor"] = vars(self.extractors.perceptual.source)
+        if kind == "csim":
+            entry |= self._anchors()
+        return entry
+
+    def _fail_rate(self) -> float:
+        """Of the frames whose drivers could be read."""
+        failed = total = 0
+        for pair in self.manifest.pairs:
+            drivers = self._drivers[pair.pose].faces.found & self._drivers[pair.expression].faces.found
+            failed += int((drivers & ~self._outputs[pair.id].faces.found).sum())
+            total += int(drivers.sum())
+        return failed / total if total else 1.0
+
+    def _anchors(self) -> dict[str, Any]:
+        """Cosine of one person's frames and of strangers' on this very set: what a CSIM is to be read between."""
+        by_person: dict[str, list[Tensor]] = defaultdict(list)
+        for span, seen in self._drivers.items():
+            rows = seen.embedding[seen.embedding.isfinite().all(dim=1)]
+            if len(rows):
+                by_person[self.manifest.identity[span.clip]].append(rows[[0, -1]])
+        same = [torch.cat(rows) for rows in by_person.values()]
+        within = [(rows[:, None] * rows).sum(-1)[~torch.eye(len(rows), dtype=torch.bool)].mean() for rows in same]
+        first = torch.stack([rows[0] for rows in same]) if same else torch.zeros(0, 1)
+        apart = (first @ first.mT)[~torch.eye(len(first), dtype=torch.bool)]
+        anchors = {"same_person": float(torch.stack(within).mean()) if within else None}
+        return {"anchors": anchors | {"strangers": float(apart.mean()) if len(apart) else None}}
+
+    def _distribution(self) -> Iterator[dict[str, Any]]:
+        features = self.extractors.features
+        pictures = len(self.manifest.pairs) * self.manifest.pairs[0].pose.count
+        frechet = "fid" if features.id == "inception" else f"fid.{features.id}"
+        entry = _entry(f"{frechet}.v1", float(self._fake.compute()), "of the set", pictures)
+        try:
+            floor: float | None = float(self._floor.compute())
+        except ValueError:  # a single driver has no halves
+            floor = None
+        note = "floor: one half of the drivers' clips against the other"
+        yield entry | {"extractor": vars(features.source), "floor": floor, "note": note}
+        kernel = _entry(f"{frechet.replace('fid', 'kid')}.v1", float(self._kernel.compute()), "of the set", pictures)
+        yield kernel | {"extractor": vars(features.source)}
+
+    def _influence(self) -> Iterator[dict[str, Any]]:
+        matrix, tuples = self._matrix(self._outputs)
+        estimator = self._estimator()
+        extractor = {"extractor": vars(self.extractors.faces.source)}
+        name = self.extractors.faces.names[1]
+        for entry in _SPLIT:
+            value = None if matrix is None else float(matrix[f"I_{entry}"])
+            yield _entry(f"influence_{entry}.{name}.v1", value, "root of the ratio of sums", tuples) | extractor
+        entry = _entry(f"selectivity.{name}.v1", None, "of the influence matrix", tuples) | extractor
+        if matrix is None:
+            yield entry | {"note": "no tuple in which every frame was read"}
+        elif estimator is None:
+            yield entry | {"note": "not measurable: no truth on this material to judge the estimator by"}
+        elif estimator.why_not is not None:
+            yield entry | {"note": f"not measurable: {estimator.why_not}"}
+        else:
+            yield entry | {"value": selectivity(matrix, estimator.cross_talk), "note": estimator.words}
+
+    def _matrix(self, outputs: dict[str, Seen]) -> tuple[dict[str, Tensor] | None, int]:
+        influence, tuples = Influence(), 0
+        for none, pose, expression in self._tuples():
+            seen = [outputs[pair.id].faces for pair in (none, pose, expression)]
+            seen += [self._drivers[span].faces for span in (none.pose, pose.pose)]
+            read = torch.stack([faces.found for faces in seen]).all(dim=0)
+            if read.any():
+                influence.update(*(Reading(faces.pose[read], faces.expression[read]) for faces in seen))
+                tuples += 1
+        return (influence.compute() if tuples else None), tuples
+
+    def _tuples(self) -> Iterator[tuple[Pair, Pair, Pair]]:
+        by_name: dict[str, dict[str, Pair]] = defaultdict(dict)
+        for pair in self.manifest.pairs:
+            by_name[pair.tuple][pair.edit] = pair
+        yield from ((t["none"], t["pose"], t["expression"]) for t in by_name.values())
+
+    def _estimator(self) -> Estimator | None:
+        """The reader of faces, judged on the truth."""
+        if not isinstance(self.material, SyntheticClips):
+            return None
+        matrix, _ = self._matrix(self._truths)
+        read, exact = [], []
+        for pair in self.manifest.pairs:
+            faces = self._truths[pair.id].faces
+            read.append((faces.pose[faces.found], faces.expression[faces.found]))
+            found = faces.found.numpy()
+            exact.append((self.material.pose(pair.pose)[found], self.material.expression(pair.expression)[found]))
+        return worth(read, exact, self.extractors.faces.blendshape_names, matrix)
+
+    def _drift(self) -> dict[str, Any]:
+        pictures = sum(pair.pose.count for pair in self.manifest.pairs if pair.edit == "expression")
+        try:
+            value, note = float(self._background.compute()), None
+        except ValueError as error:
+            value, note = None, str(error)
+        return _entry("background_drift.v1", value, "ratio of means over pixels", pictures) | {"note": note}
+
+    def _pairs(self) -> list[dict[str, Any]]:
+        rows = []
+        for pair, values in zip(self.manifest.pairs, self._values, strict=True):
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            rows.append({"id": pair.id, "identity": self.manifest.identity[pair.source.clip], "values": finite})
+        return rows
+
+    def _warnings(self) -> list[str]:
+        blind = [pair.id for pair in self.manifest.pairs if not self._outputs[pair.id].faces.found.any()]
+        lost = sorted({span.clip for span, seen in self._drivers.items() if not seen.faces.found.any()})
+        warnings = []
+        if blind:
+            warnings.append(f"no face in any frame of {len(blind)} videos, left out of AED, APD, CSIM: {', '.join(blind)}")
+        if lost:
+            warnings.append(f"no face in these clips of the protocol: {', '.join(lost)}")
+        return warnings
+
+
+def as_float(frames: Frames) -> Float[Tensor, "F 3 H W"]:
+    """[0, 1]."""
+    return torch.from_numpy(frames).movedim(-1, 1).float() / 255
+
+
+_UNITS = {
+    "psnr": ("dB", "higher"),
+    "ssim": ("", "higher"),
+    "csim": ("cosine", "higher"),
+    "aed": ("coef", "lower"),
+    "influence_pp": ("", "none"),
+    "influence_ee": ("", "none"),
+    "selectivity": ("", "higher"),
+}
+
+
+def _entry(name: str, value: float | None, aggregation: str, n: int) -> dict[str, Any]:
+    unit, better = _UNITS.get(name.partition(".")[0], ("", "lower"))
+    return {
+        "id": name,
+        "value": value,
+        "unit": "°" if name.endswith("_deg.v1") else unit,
+        "better": better,
+        "aggregation": aggregation,
+        "n": n,
+        "ci95": None,
+        "ci_method": None,
+        "seed_sd": None,
+        "fail_rate": None,
+        "extractor": None,
+        "floor": None,
+        "note": None,
+    }

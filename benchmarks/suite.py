@@ -1,0 +1,173 @@
+"""What the commands do: generate, score, verify and compare, as functions that take plain arguments."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.manifest import Manifest, find, sha256_of
+from benchmarks.material import Material, open_material
+from benchmarks.methods import Maker
+from benchmarks.results import SCHEMA, Result, ResultError, environment, git_state
+from benchmarks.scoring import Extractors, Scorer
+from benchmarks.videos import check_videos, write_video
+from dex.metrics.extractors.faces import MediaPipeReader, ScriptReader
+from dex.metrics.extractors.features import Features
+from dex.metrics.extractors.identity import ArcFace
+from dex.metrics.extractors.perceptual import Perceptual
+from dex.metrics.statistics import holm, sign_flip
+
+_TOLERANCE = 1e-9  # of a number that is computed again on the same machine
+
+
+def open_protocol(protocol: str, shards: Path | None) -> tuple[Path, Manifest, Material]:
+    """Raises `ManifestError`."""
+    path = find(protocol)
+    manifest = Manifest.load(path)
+    return path, manifest, open_material(manifest, shards)
+
+
+def generate(manifest: Manifest, maker: Maker, folder: Path, rank: int = 0, world: int = 1) -> None:
+    """Every pair of this process whose video is not there yet."""
+    todo = [pair for pair in manifest.pairs[rank::world] if not (folder / pair.id).is_dir()]
+    for pair in tqdm(todo, f"generating {folder.name}", unit="clip", leave=False, disable=rank > 0):
+        write_video(folder / pair.id, maker(pair))
+
+
+def score(
+    videos: Path,
+    protocol: str,
+    shards: Path | None,
+    extractors: Extractors,
+    model: dict[str, Any],
+    command: Sequence[str],
+) -> Result:
+    """Raises ValueError, of which `VideosError` names everything that is wrong with the videos."""
+    path, manifest, material = open_protocol(protocol, shards)
+    check_videos(videos, manifest, material)
+    scores = Scorer(manifest, material, extractors).score(videos)
+    pairs = manifest.pairs
+    content = {
+        "schema": SCHEMA,
+        "id": "",
+        "task": manifest.task,
+        "dataset": {"name": manifest.name, "manifest_sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+        "pairs": {
+            "sha256": sha256_of(pair["id"] for pair in scores.pairs),
+            "count": len(pairs),
+            "sources": len({pair.source.clip for pair in pairs}),
+            "drivers": len({span.clip for pair in pairs for span in (pair.pose, pair.expression)}),
+        },
+        "model": model | git_state(),
+        "preprocessing": {
+            "resolution": manifest.size,
+            "score_resolution": manifest.size,
+            "resize": "bicubic with antialiasing, where a method works at another size",
+            "crop": manifest.kind,
+            "skip_first": manifest.task == "self",
+            "videos_sha256": hash_videos(videos, manifest),
+        },
+        "metrics": scores.metrics,
+        "comparisons": [],
+        "environment": environment(),
+        "warnings": scores.warnings,
+        "command": list(command),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return Result(content, scores.pairs)
+
+
+def hash_videos(folder: Path, manifest: Manifest) -> str:
+    """Of the files of every pair."""
+    digest = hashlib.sha256()
+    for pair in manifest.pairs:
+        video = folder / f"{pair.id}.mp4"
+        for file in [video] if video.is_file() else sorted((folder / pair.id).glob("*.png")):
+            digest.update(f"{pair.id}/{file.name} ".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def make_extractors(perceptual: str, features: str, motion: Path | None) -> Extractors:
+    """Raises `WeightsError` where weights are missing, ValueError where MediaPipe is."""
+    faces = MediaPipeReader() if motion is None else ScriptReader.from_file(motion)
+    return Extractors(faces, ArcFace(), Perceptual(perceptual), Features(features))
+
+
+def verify(
+    path: Path, videos: Path | None, protocol: str, shards: Path | None, extractors: Extractors | None
+) -> list[str]:
+    """What was verified, a line each; the numbers themselves where `videos` and `extractors` are given. Raises `ResultError` for the first thing that is not as the file says."""
+    result = Result.load(path)
+    done = [f"{path}: id and per-pair values are those that were written"]
+    for entry in result.content["metrics"]:
+        values = [pair["values"].get(entry["id"]) for pair in result.pairs]
+        read = [value for value in values if value is not None]
+        if entry["aggregation"].startswith("mean over pairs") and read:
+            if abs(float(np.mean(read)) - entry["value"]) > _TOLERANCE * max(1, abs(entry["value"])):
+                raise ResultError(f"{path}: {entry['id']} is {entry['value']}, its pairs have {np.mean(read)}")
+    done.append(f"{path}: every mean is that of its pairs")
+    if videos is not None and extractors is not None:
+        content = result.content
+        again = score(videos, protocol, shards, extractors, content["model"], [])
+        if again.content["dataset"] != content["dataset"]:
+            raise ResultError(f"{path}: was scored with another manifest, {content['dataset']['manifest_sha256']}")
+        if again.content["preprocessing"]["videos_sha256"] != content["preprocessing"]["videos_sha256"]:
+            raise ResultError(f"{videos}: are not the videos of {path}, their hash differs")
+        for entry in content["metrics"]:
+            found = again.metric(entry["id"])
+            if found is None or not _same(found["value"], entry["value"]):
+                raise ResultError(f"{path}: {entry['id']} is {entry['value']}, now {found and found['value']}")
+        done.append(f"{path}: {len(content['metrics'])} numbers recomputed from {videos}, all the same")
+    return done
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    return a == b if a is None or b is None else abs(a - b) <= _TOLERANCE * max(1, abs(b))
+
+
+def compare(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Every metric of the first two or more results of one manifest, each pair of methods: the mean difference over the
+    pairs that both have, and p of a paired sign-flip test by identity, Holm-corrected over all that is compared.
+
+    Raises `ResultError` for results of different manifests.
+    """
+    if len({result.content["dataset"]["manifest_sha256"] for result in results}) != 1:
+        names = ", ".join(f"{r.method}: {r.content['dataset']['name']} {r.content['task']}" for r in results)
+        raise ResultError(f"results of different protocols cannot be compared ({names})")
+    rows: list[dict[str, Any]] = []
+    for i, a in enumerate(results):
+        for b in results[i + 1 :]:
+            others = {pair["id"]: pair["values"] for pair in b.pairs}
+            for name in a.pairs[0]["values"]:
+                both = [
+                    (pair["values"][name], others[pair["id"]][name], pair["identity"])
+                    for pair in a.pairs
+                    if None not in (pair["values"][name], others.get(pair["id"], {}).get(name))
+                ]
+                if both:
+                    x, y, identity = zip(*both, strict=True)
+                    p = sign_flip(np.array(x), np.array(y), identity)
+                    difference = float(np.mean(np.subtract(x, y)))
+                    rows.append({"a": a.method, "b": b.method, "metric": name, "n": len(x), "a_minus_b": difference, "p": p})
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = float(p)
+    return rows
+
+
+def with_comparisons(results: Sequence[Result]) -> None:
+    """Puts into each result how it compares with the others of its manifest, for tables."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.content["dataset"]["manifest_sha256"], []).append(result)
+    for group in groups.values():
+        by_method = {result.method: result for result in group}
+        for row in compare(group) if len(group) > 1 else []:
+            for own, other in ((row["a"], row["b"]), (row["b"], row["a"])):
+                entry = {"metric": row["metric"], "other": other, "p_holm": row["p_holm"]}
+                by_method[own].content["comparisons"].append(entry)
