@@ -179,8 +179,6 @@ def _extractors(options: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 
 def table(options: argparse.Namespace) -> None:
-    from benchmarks.films import films
-    from benchmarks.report import html
     from benchmarks.results import Result
     from benchmarks.suite import with_comparisons
     from benchmarks.tables import render
@@ -188,7 +186,11 @@ def table(options: argparse.Namespace) -> None:
     results = [Result.load(path) for path in options.results]
     with_comparisons(results)
     if options.format == "html":
-        text = html(results, films(results, options.videos, options.shards) if options.videos else {})
+        from benchmarks.films import films
+        from benchmarks.report import html
+
+        strips = films(results, options.videos, options.protocol, options.shards) if options.videos else []
+        text = html(results, strips)
     else:
         text = render(results, options.format)
     if options.out:

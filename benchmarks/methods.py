@@ -80,8 +80,10 @@ def is_defined(name: str, manifest: Manifest, material: Material) -> bool:
 
 
 def shuffled(manifest: Manifest, maker: Callable[[Pair], Frames]) -> Maker:
-    """Each pair made with the drivers of the next one: what a measure must be able to tell from the right ones."""
-    following = dict(zip(manifest.pairs, [*manifest.pairs[1:], manifest.pairs[0]], strict=True))
+    """Each pair made with the drivers of another one: what a measure must be able to tell from the right ones. Half the
+    list away, and by whole tuples: the next pair of a cycle is driven by this one's source."""
+    away = max(1, len(manifest.pairs) // 6 * 3)
+    following = dict(zip(manifest.pairs, [*manifest.pairs[away:], *manifest.pairs[:away]], strict=True))
 
     def make(pair: Pair) -> Frames:
         other = following[pair]
