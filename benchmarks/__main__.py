@@ -1,12 +1,12 @@
 """Measure portrait animators: `python -m benchmarks COMMAND --help`.
 
-    make     a protocol from synthetic heads or from shards
-    run      a checkpoint, or a reference row, through a protocol: videos and result file
-    baselines  every reference row through a protocol, and their table
-    score    any method's videos, named by the protocol's ids: result file
-    table    result files as one table (md, csv, tex) or page (html)
-    verify   hashes and numbers of a result file
-    compare  two or more result files, with a paired test
+make     a protocol from synthetic heads or from shards
+run      a checkpoint, or a reference row, through a protocol: videos and result file
+baselines  every reference row through a protocol, and their table
+score    any method's videos, named by the protocol's ids: result file
+table    result files as one table (md, csv, tex) or page (html)
+verify   hashes and numbers of a result file
+compare  two or more result files, with a paired test
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ import argparse
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # seconds to import: `--help` and mistakes answer at once
+    from benchmarks.manifest import Manifest
+    from benchmarks.material import Material
+    from benchmarks.methods import Maker
+    from benchmarks.scoring import Extractors
 
 REFERENCE_ROWS = ("oracle", "copy-driver", "copy-source", "constant", "joint-code", "landmark-warp", "shuffled-driver")
 
@@ -77,8 +84,15 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--shards", type=Path, metavar="DIR", help="where the protocol's clips are")
     for command in (run, score, baselines, verify):
         command.add_argument("--perceptual", default="stlpips_alex", help="network of the perceptual distance")
-        command.add_argument("--features", default="effnet_lite0", help="of the distance of distributions; or inception")
-        command.add_argument("--motion-extractor", type=Path, metavar="FILE.yaml", help="your own, see docs/benchmarks.md")
+        command.add_argument(
+            "--features", default="effnet_lite0", help="of the distance of distributions; or inception"
+        )
+        command.add_argument("--i3d", type=Path, metavar="FILE", help="TorchScript of I3D: FVD as well")
+        command.add_argument("--i3d-sha256", default="", metavar="HASH", help="of that file, the one that you trust")
+        command.add_argument("--force", action="store_true", help="an FVD of fewer than 256 videos")
+        command.add_argument(
+            "--motion-extractor", type=Path, metavar="FILE.yaml", help="your own, see docs/benchmarks.md"
+        )
     return parser
 
 
@@ -130,32 +144,36 @@ def baselines(options: argparse.Namespace) -> None:
     print(render(results, "md"))
 
 
-def _maker(options, manifest, material, stack):  # type: ignore[no-untyped-def]
-    from benchmarks.methods import CheckpointMethod, maker_of, reference, shuffled
+def _maker(
+    options: argparse.Namespace, manifest: Manifest, material: Material, stack: ExitStack
+) -> tuple[Maker, dict[str, Any]]:
+    """What makes the videos, and what the result file says of it."""
+    from benchmarks.methods import BY_LANDMARKS, CheckpointMethod, maker_of, reference, shuffled
 
-    none = {"checkpoint_sha256": None, "sampler": None, "seeds": [], "dtype": None}
     if options.checkpoint is not None:
         method = CheckpointMethod(options.checkpoint, options.seed, options.steps, options.guidance)
         return maker_of(method, material), {"name": method.name, **method.description}
-    if options.method in ("landmark-warp", "shuffled-driver"):
+    if options.method in BY_LANDMARKS:
         from benchmarks.landmark_warp import LandmarkWarp
 
-        maker = maker_of(stack.enter_context(LandmarkWarp()), material)
-        if options.method == "shuffled-driver":
-            maker = shuffled(manifest, maker)
-        return maker, {"name": options.method, **none}
+        made = maker_of(stack.enter_context(LandmarkWarp()), material)
+        return (shuffled(manifest, made) if options.method == "shuffled-driver" else made), _nameless(options.method)
     maker = reference(options.method, manifest, material)
     if maker is None:
         raise ValueError(f"{options.method}: not defined for the {manifest.task} protocol of {manifest.name}")
-    return maker, {"name": options.method, **none}
+    return maker, _nameless(options.method)
+
+
+def _nameless(name: str) -> dict[str, Any]:
+    """A model of which nothing is known but its name."""
+    return {"name": name, "checkpoint_sha256": None, "sampler": None, "seeds": [], "dtype": None}
 
 
 def score(options: argparse.Namespace) -> None:
-    none = {"checkpoint_sha256": None, "sampler": None, "seeds": [], "dtype": None}
-    _score(options, options.videos, {"name": options.name or options.videos.resolve().name, **none})
+    _score(options, options.videos, _nameless(options.name or options.videos.resolve().name))
 
 
-def _score(options: argparse.Namespace, videos: Path, model: dict) -> None:
+def _score(options: argparse.Namespace, videos: Path, model: dict[str, Any]) -> None:
     from benchmarks.suite import score as score_videos
 
     with _extractors(options) as extractors:
@@ -172,10 +190,11 @@ def _score(options: argparse.Namespace, videos: Path, model: dict) -> None:
     print(path)
 
 
-def _extractors(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _extractors(options: argparse.Namespace) -> Extractors:
     from benchmarks.suite import make_extractors
 
-    return make_extractors(options.perceptual, options.features, options.motion_extractor)
+    o = options
+    return make_extractors(o.perceptual, o.features, o.motion_extractor, o.i3d, o.i3d_sha256, o.force)
 
 
 def table(options: argparse.Namespace) -> None:
@@ -225,7 +244,15 @@ def compare(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     options.protocol_name = Path(getattr(options, "protocol", "")).stem
-    actions = {"make": make, "run": run, "score": score, "baselines": baselines, "table": table, "verify": verify, "compare": compare}
+    actions = {
+        "make": make,
+        "run": run,
+        "score": score,
+        "baselines": baselines,
+        "table": table,
+        "verify": verify,
+        "compare": compare,
+    }
     try:
         actions[options.command](options)
     except KeyboardInterrupt:

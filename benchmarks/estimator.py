@@ -43,12 +43,14 @@ def worth(
     names: Sequence[str],
     matrix: Mapping[str, Tensor] | None,
 ) -> Estimator | None:
-    """`read`: pose and coefficients `names` of each clip; `exact`: the truth, coefficients of BLENDSHAPES; `matrix`: the
-    influence matrix of renders of the truth. None where nothing was read."""
+    """`read`: pose and coefficients `names` of each clip; `exact`: the truth, coefficients of BLENDSHAPES; `matrix`:
+    the influence matrix of renders of the truth. None where nothing was read."""
     if matrix is None or not read:
         return None
     pose, coefficients = (torch.cat(part).double() for part in zip(*read, strict=True))
-    true_pose, true_coefficients = (torch.from_numpy(np.concatenate(part)).double() for part in zip(*exact, strict=True))
+    true_pose, true_coefficients = (
+        torch.from_numpy(np.concatenate(part)).double() for part in zip(*exact, strict=True)
+    )
     shared = [name for name in BLENDSHAPES if name in names]
     found = coefficients[:, [list(names).index(name) for name in shared]]
     wanted = true_coefficients[:, [list(BLENDSHAPES).index(name) for name in shared]]

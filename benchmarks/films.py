@@ -28,8 +28,8 @@ class Film(NamedTuple):
 
 
 def worst(result: Result, count: int = COUNT) -> tuple[str, list[tuple[str, float | None]]]:
-    """The metric that it is judged by (the first AED, else the first of all), and the pairs with their values, the worst
-    first; one that could not be read is the worst."""
+    """The metric that it is judged by (the first AED, else the first of all), and the pairs with their values, the
+    worst first; one that could not be read is the worst."""
     names = list(result.pairs[0]["values"])
     name = next((n for n in names if n.startswith("aed.")), names[0])
     entry = result.metric(name)
@@ -57,7 +57,9 @@ def films(results: Sequence[Result], videos: Path, protocol: str, shards: Path |
             output = read_video(folder if folder.is_dir() else videos, pair, manifest.size, manifest.fps)
             spans = {"source": pair.source, "pose driver": pair.pose, "expression driver": pair.expression}
             rows = [(label, material.frames(span)) for label, span in spans.items()]
-            made.append(Film(result.method, id_, name, value, [*((k, _few(f)) for k, f in rows), ("output", _few(output))]))
+            made.append(
+                Film(result.method, id_, name, value, [*((k, _few(f)) for k, f in rows), ("output", _few(output))])
+            )
     return made
 
 

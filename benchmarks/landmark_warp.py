@@ -1,13 +1,12 @@
 """A classical method without learning: the source picture is warped by its facial landmarks.
 
-The landmarks of a frame are to lie where those of the pose driver do; those of the mouth, eyes and brows are moved there
+The landmarks of a frame are to lie where those of the pose driver do; those of the mouth, eyes and brows are moved
+there
 as the expression driver's differ from the pose driver's, in coordinates of the face itself. A thin-plate spline carries
 the picture along, the border stays. It makes nothing that the source does not show: no teeth, no far side of a head.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import cv2
 import numpy as np
@@ -27,9 +26,6 @@ Landmarks = Float[np.ndarray, "L 2"]
 
 class LandmarkWarp:
     """Close it, or use it in a `with` block. Frames without a face repeat the one before."""
-
-    name = "landmark-warp"
-    description: dict[str, Any] = {"checkpoint_sha256": None, "sampler": None, "seeds": [], "dtype": "float32"}
 
     def __init__(self) -> None:
         self._tracker = FaceTracker()
@@ -81,6 +77,4 @@ def warp(picture: Shaped[np.ndarray, "H W 3"], own: Landmarks, target: Landmarks
     shift = (spline(grid.reshape(-1, 2)) * scale).reshape(_GRID, _GRID, 2).astype(np.float32)
     shift = cv2.resize(shift, (width, height), interpolation=cv2.INTER_LINEAR)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    return cv2.remap(
-        picture, x + shift[..., 0], y + shift[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-    )
+    return cv2.remap(picture, x + shift[..., 0], y + shift[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)

@@ -1,12 +1,12 @@
 """Protocols as files: which frames of which clips are source, pose driver and expression driver of every pair.
 
-A manifest is JSON lines: a header, one line a clip (with its hash), one line a pair. Whoever holds the same clips scores
-the same frames.
+A manifest is JSON lines: a header, one line a clip (with its hash), one line a pair. Whoever holds the same clips
+scores the same frames.
 
     self           first frame of a clip → the following frames; the first is not scored
     cross          source of one identity, pose and expression from a clip of another
-    disentangled   tuples (s, a, b) of three identities and three pairs each: pose and expression of a; pose of b with the
-                   expression of a; pose of a with the expression of b. The influence matrix needs all three.
+    disentangled   tuples (s, a, b) of three identities and three pairs each: pose and expression of a; pose of b with
+                   the expression of a; pose of a with the expression of b. The influence matrix needs all three.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class Manifest:
             raise ManifestError(f"{len(ids)} pairs with {len(set(ids))} different ids")
         for pair in self.pairs:
             if Path(pair.id).name != pair.id or pair.pose.count != pair.expression.count or pair.source.count != 1:
-                raise ManifestError(f"pair {pair.id!r}: ids name files, and both drivers have the same number of frames")
+                raise ManifestError(
+                    f"pair {pair.id!r}: ids name files, and both drivers have the same number of frames"
+                )
 
     @property
     def identity(self) -> dict[str, str]:
@@ -113,12 +115,13 @@ class Manifest:
         except (OSError, UnicodeDecodeError) as error:
             raise ManifestError(f"{path}: cannot be read: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ManifestError(f"{path}: no manifest ({error!r}). Make one with `python -m benchmarks make`") from error
+            raise ManifestError(
+                f"{path}: no manifest ({error!r}). Make one with `python -m benchmarks make`"
+            ) from error
 
 
 def _pair(line: dict[str, Any]) -> Pair:
-    spans = {name: Span(**line.pop(name)) for name in ("source", "pose", "expression")}
-    return Pair(**line, **spans)
+    return Pair(**line | {name: Span(**line[name]) for name in ("source", "pose", "expression")})
 
 
 def find(protocol: str) -> Path:

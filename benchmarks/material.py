@@ -1,4 +1,4 @@
-"""The frames that a manifest names: drawn from their parameters, or read from shards whose bytes are those it was made of."""
+"""The frames that a manifest names: drawn from their parameters, or read from the very shards it was made of."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Material(Protocol):
 
 
 class SyntheticClips:
-    """Heads of the test split, one identity and one track a clip: any pose and expression of any of them has a truth."""
+    """Heads of the test split, one identity and one track a clip: any pose and expression of any of them has a
+    truth."""
 
     def __init__(self, size: int, seed: int) -> None:
         """`size`: pixels a side; `seed`: of the tracks."""

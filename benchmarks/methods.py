@@ -6,7 +6,6 @@ method needs none of this: write its videos to a folder by the ids of the manife
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,16 +17,13 @@ from PIL import Image
 from benchmarks.manifest import Manifest, Pair
 from benchmarks.material import Frames, Material, edited
 from dex.animation.backends import Backend, load_backend, to_network
-from benchmarks.results import REFERENCES
 from dex.data.shards import file_sha256
 
+BY_LANDMARKS = ("landmark-warp", "shuffled-driver")  # the second is the first with the drivers of other pairs
 _READ_AT_ONCE = 8
 
 
 class Method(Protocol):
-    name: str
-    description: dict[str, Any]  # checkpoint_sha256, sampler, seeds, dtype: what the result file says of it
-
     def animate(self, source: Frames, pose: Frames, expression: Frames) -> Frames:
         """Of one source picture (1, H, W, 3), F frames in the poses of `pose` and the expressions of `expression`, both
         (F, H, W, 3), uint8 RGB."""
@@ -75,8 +71,8 @@ def reference(name: str, manifest: Manifest, material: Material) -> Maker | None
 
 
 def is_defined(name: str, manifest: Manifest, material: Material) -> bool:
-    """Whether a row can be made: those outside `REFERENCES` always can."""
-    return name not in REFERENCES or reference(name, manifest, material) is not None
+    """Whether a row can be made for this protocol."""
+    return name in BY_LANDMARKS or reference(name, manifest, material) is not None
 
 
 def shuffled(manifest: Manifest, maker: Callable[[Pair], Frames]) -> Maker:
@@ -123,13 +119,8 @@ class CheckpointMethod:
         return poses, codes
 
 
-def _resized(frames: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+def _resized(frames: Sequence[np.ndarray] | np.ndarray, size: int) -> list[np.ndarray]:
     """Bicubic with antialiasing; unchanged where the size is right."""
     if frames[0].shape[0] == size:
         return list(frames)
     return [np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in frames]
-
-
-def shared(manifest: Manifest, rank: int, world: int) -> list[Pair]:
-    """Pairs that fall to a process."""
-    return list(itertools.islice(manifest.pairs, rank, None, world))

@@ -41,8 +41,8 @@ pre { font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
 
 
 def html(results: Sequence[Result], films: Sequence[Film] = ()) -> str:
-    """The tables with their intervals, each pair as a point, influence matrices, the worst pairs as filmstrips, and what
-    the numbers were made with."""
+    """The tables with their intervals, each pair as a point, influence matrices, the worst pairs as filmstrips, and
+    what the numbers were made with."""
     body = "".join(_section(group) for group in grouped(results))
     if films:
         body += "<h2>Worst pairs</h2>" + "".join(_film(film) for film in films)
@@ -65,7 +65,8 @@ def _section(group: list[Result]) -> str:
     plots = "".join(_strip(group, entry) for entry in entries if entry["id"] in group[0].pairs[0]["values"])
     maps = "".join(_matrix(result) for result in group)
     return (
-        f'<h2>{escape(title(group))}</h2><div class="wide"><table><thead><tr><th scope="col">method</th>{head}</tr></thead>'
+        f'<h2>{escape(title(group))}</h2><div class="wide"><table>'
+        f'<thead><tr><th scope="col">method</th>{head}</tr></thead>'
         f'<tbody>{rows}</tbody></table></div><ul class="notes">{below}</ul>'
         + (f'<h3>Influence</h3><div class="plots">{maps}</div>' if maps else "")
         + f'<h3>Every pair</h3><div class="plots">{plots}</div>'
@@ -116,7 +117,8 @@ def _short(name: str, letters: int = 17) -> str:
 
 def _matrix(result: Result) -> str:
     """Heat-map of the influence matrix: rows are what is measured, columns what is edited."""
-    found = {key: next((e for e in result.content["metrics"] if e["id"].startswith(f"influence_{key}.")), None) for key in _CELLS}
+    metrics = result.content["metrics"]
+    found = {key: next((e for e in metrics if e["id"].startswith(f"influence_{key}.")), None) for key in _CELLS}
     if any(entry is None or entry["value"] is None for entry in found.values()):
         return ""
     parts = []
@@ -127,11 +129,13 @@ def _matrix(result: Result) -> str:
         share = min(max(entry["value"], 0.0), 1.0)
         colour, ink = f"hsl(210 60% {92 - 62 * share:.0f}%)", "#fff" if share > 0.5 else "#111"
         parts.append(
-            f'<rect x="{column}" y="{line}" width="76" height="56" rx="4" fill="{colour}"><title>{_WORDS[key]}</title></rect>'
+            f'<rect x="{column}" y="{line}" width="76" height="56" rx="4" fill="{colour}">'
+            f"<title>{_WORDS[key]}</title></rect>"
             f'<text x="{column + 38}" y="{line + 33}" text-anchor="middle" fill="{ink}">{number(entry["value"])}</text>'
         )
     labels = (
-        '<text x="128" y="14" text-anchor="middle">edit pose</text><text x="208" y="14" text-anchor="middle">edit expr.</text>'
+        '<text x="128" y="14" text-anchor="middle">edit pose</text>'
+        '<text x="208" y="14" text-anchor="middle">edit expr.</text>'
         '<text x="0" y="54">pose moves</text><text x="0" y="114">expr. moves</text>'
     )
     drawing = f'<svg viewBox="0 0 260 146" width="260" role="img">{labels}{"".join(parts)}</svg>'

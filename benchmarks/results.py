@@ -1,4 +1,4 @@
-"""Result files: one JSON a method and protocol, with everything that the numbers depend on, and a line a pair beside it."""
+"""Result files: a JSON for each method and protocol, with all that its numbers depend on; beside it a line a pair."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from dex.data.shards import write_atomic
 
 SCHEMA = 1
 PAIRS = ".pairs.jsonl"
-REFERENCES = ("oracle", "copy-driver", "copy-source", "constant", "joint-code")
+REFERENCES = (
+    "oracle",
+    "copy-driver",
+    "copy-source",
+    "constant",
+    "joint-code",
+    "shuffled-driver",
+)  # as tables list them
 
 
 class ResultError(ValueError):

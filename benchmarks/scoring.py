@@ -24,18 +24,18 @@ from benchmarks.estimator import Estimator, worth
 from benchmarks.manifest import Manifest, Pair, Span
 from benchmarks.material import Frames, Material, SyntheticClips
 from benchmarks.videos import read_video
+from dex.metrics import MetricError
 from dex.metrics.background import BackgroundDrift
 from dex.metrics.distributions import FrechetDistance, KernelDistance
 from dex.metrics.extractors.faces import FaceReading, MediaPipeReader
-from dex.metrics.extractors.features import Features
+from dex.metrics.extractors.features import VIDEO_FRAMES, VIDEO_LEAST, Features, I3d, check_count
 from dex.metrics.extractors.identity import ArcFace
 from dex.metrics.extractors.perceptual import Perceptual
-from dex.metrics.influence import Influence, Reading, leak, selectivity
+from dex.metrics.influence import Influence, Reading, selectivity
 from dex.metrics.motion import ExpressionDistance, PoseDistance
 from dex.metrics.pictures import psnr, ssim
 from dex.metrics.statistics import cluster_bootstrap
 
-LEVEL = 0.95
 _SPLIT = ("pp", "pe", "ep", "ee")
 
 
@@ -47,6 +47,8 @@ class Extractors:
     identity: ArcFace
     perceptual: Perceptual
     features: Features
+    videos: I3d | None = None  # None: no FVD
+    few_videos: bool = False  # an FVD of fewer than 256 is wanted all the same
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
@@ -85,6 +87,12 @@ class Scorer:
         self._kernel = KernelDistance(extractors.features.dimensions)
         self._floor = FrechetDistance(extractors.features.dimensions)
         self._background = BackgroundDrift()
+        self._video: FrechetDistance | None = None
+        if extractors.videos is not None:
+            check_count(len(manifest.pairs), extractors.few_videos)
+            if manifest.pairs[0].pose.count < VIDEO_FRAMES:
+                raise MetricError(f"FVD needs {VIDEO_FRAMES} frames a pair, {manifest.name} has fewer")
+            self._video = FrechetDistance(extractors.videos.dimensions)
 
     def score(self, videos: Path) -> Scores:
         """`videos` must have passed `check_videos`. Raises ValueError."""
@@ -110,6 +118,8 @@ class Scorer:
         made = as_float(output)
         self._fake.update(features := self.extractors.features.features(made), real=False)
         self._kernel.update(features, real=False)
+        self._add_video(made, real=False)
+        self._add_video(as_float(self.material.frames(pair.pose)), real=True)  # as many as generated ones
         truth = self.material.truth(pair.source, pair.pose, pair.expression)
         if truth is not None:
             true = as_float(truth)
@@ -136,6 +146,10 @@ class Scorer:
                 self._floor.update(features, real=bool(len(self._drivers) // 2 % 2))
         return self._drivers[span]
 
+    def _add_video(self, frames: Float[Tensor, "F 3 H W"], real: bool) -> None:
+        if self._video is not None and self.extractors.videos is not None:
+            self._video.update(self.extractors.videos.features(frames[None, :VIDEO_FRAMES]), real=real)
+
     def _motion(self, seen: Seen, pose: Seen, expression: Seen) -> dict[str, float]:
         aed, apd = ExpressionDistance(), PoseDistance()
         aed.update(seen.faces.expression, expression.faces.expression)
@@ -155,7 +169,7 @@ class Scorer:
         pictures = [as_float(read_video(videos, pair, size, fps)) for pair in (edited, unedited)]
         masks = [self.material.drawn(p.source, p.pose, p.expression).mask for p in (edited, unedited)]
         heads = torch.from_numpy(np.stack([mask > 0 for mask in masks], axis=1))
-        self._background.update(*pictures, heads, torch.from_numpy(masks[1] > 1))
+        self._background.update(pictures[0], pictures[1], heads, torch.from_numpy(masks[1] > 1))
 
     # ---- the whole set -----------------------------------------------------------------------------------------------
 
@@ -177,9 +191,14 @@ class Scorer:
     def _mean(self, name: str, values: Float[np.ndarray, "N"], identities: list[str]) -> dict[str, Any]:
         read = values[np.isfinite(values)]
         interval = cluster_bootstrap(values, identities)
-        entry = _entry(name, float(read.mean()) if len(read) else None, "mean over pairs of means over frames", len(read))
+        entry = _entry(
+            name, float(read.mean()) if len(read) else None, "mean over pairs of means over frames", len(read)
+        )
         if all(math.isfinite(bound) for bound in interval):
-            entry |= {"ci95": list(interval), "ci_method": "BCa cluster bootstrap over source identities, 10000 resamples"}
+            entry |= {
+                "ci95": list(interval),
+                "ci_method": "BCa cluster bootstrap over source identities, 10000 resamples",
+            }
         kind = name.partition(".")[0]
         if kind in ("aed", "apd", "csim"):
             entry["fail_rate"] = self._fail_rate()
@@ -228,14 +247,20 @@ class Scorer:
         kernel = _entry(f"{frechet.replace('fid', 'kid')}.v1", float(self._kernel.compute()), "of the set", pictures)
         yield kernel | {"extractor": vars(features.source)}
 
+        if self._video is not None and self.extractors.videos is not None:
+            videos, count = self.extractors.videos, len(self.manifest.pairs)
+            entry = _entry(f"fvd.{videos.id}_n{count}.v1", float(self._video.compute()), "of the set", count)
+            few = None if count >= VIDEO_LEAST else f"forced: {count} videos, below {VIDEO_LEAST} mostly bias"
+            yield entry | {"extractor": vars(videos.source), "note": few}
+
     def _influence(self) -> Iterator[dict[str, Any]]:
         matrix, tuples = self._matrix(self._outputs)
         estimator = self._estimator()
-        extractor = {"extractor": vars(self.extractors.faces.source)}
+        extractor: dict[str, Any] = {"extractor": vars(self.extractors.faces.source)}
         name = self.extractors.faces.names[1]
-        for entry in _SPLIT:
-            value = None if matrix is None else float(matrix[f"I_{entry}"])
-            yield _entry(f"influence_{entry}.{name}.v1", value, "root of the ratio of sums", tuples) | extractor
+        for which in _SPLIT:
+            value = None if matrix is None else float(matrix[f"I_{which}"])
+            yield _entry(f"influence_{which}.{name}.v1", value, "root of the ratio of sums", tuples) | extractor
         entry = _entry(f"selectivity.{name}.v1", None, "of the influence matrix", tuples) | extractor
         if matrix is None:
             yield entry | {"note": "no tuple in which every frame was read"}
@@ -296,7 +321,9 @@ class Scorer:
         lost = sorted({span.clip for span, seen in self._drivers.items() if not seen.faces.found.any()})
         warnings = []
         if blind:
-            warnings.append(f"no face in any frame of {len(blind)} videos, left out of AED, APD, CSIM: {', '.join(blind)}")
+            warnings.append(
+                f"no face in any frame of {len(blind)} videos, left out of AED, APD, CSIM: {', '.join(blind)}"
+            )
         if lost:
             warnings.append(f"no face in these clips of the protocol: {', '.join(lost)}")
         return warnings

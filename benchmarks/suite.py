@@ -18,7 +18,7 @@ from benchmarks.results import SCHEMA, Result, ResultError, environment, git_sta
 from benchmarks.scoring import Extractors, Scorer
 from benchmarks.videos import check_videos, write_video
 from dex.metrics.extractors.faces import MediaPipeReader, ScriptReader
-from dex.metrics.extractors.features import Features
+from dex.metrics.extractors.features import Features, I3d
 from dex.metrics.extractors.identity import ArcFace
 from dex.metrics.extractors.perceptual import Perceptual
 from dex.metrics.statistics import holm, sign_flip
@@ -93,24 +93,29 @@ def hash_videos(folder: Path, manifest: Manifest) -> str:
     return digest.hexdigest()
 
 
-def make_extractors(perceptual: str, features: str, motion: Path | None) -> Extractors:
+def make_extractors(
+    perceptual: str, features: str, motion: Path | None, i3d: Path | None, i3d_sha256: str, few_videos: bool
+) -> Extractors:
     """Raises `WeightsError` where weights are missing, ValueError where MediaPipe is."""
+    videos = None if i3d is None else I3d(i3d, i3d_sha256)
     faces = MediaPipeReader() if motion is None else ScriptReader.from_file(motion)
-    return Extractors(faces, ArcFace(), Perceptual(perceptual), Features(features))
+    return Extractors(faces, ArcFace(), Perceptual(perceptual), Features(features), videos, few_videos)
 
 
 def verify(
     path: Path, videos: Path | None, protocol: str, shards: Path | None, extractors: Extractors | None
 ) -> list[str]:
-    """What was verified, a line each; the numbers themselves where `videos` and `extractors` are given. Raises `ResultError` for the first thing that is not as the file says."""
+    """What was verified, a line each; the numbers themselves where `videos` and `extractors` are given. Raises
+    `ResultError` for the first thing that is not as the file says."""
     result = Result.load(path)
     done = [f"{path}: id and per-pair values are those that were written"]
     for entry in result.content["metrics"]:
         values = [pair["values"].get(entry["id"]) for pair in result.pairs]
         read = [value for value in values if value is not None]
-        if entry["aggregation"].startswith("mean over pairs") and read:
-            if abs(float(np.mean(read)) - entry["value"]) > _TOLERANCE * max(1, abs(entry["value"])):
-                raise ResultError(f"{path}: {entry['id']} is {entry['value']}, its pairs have {np.mean(read)}")
+        if not read or not entry["aggregation"].startswith("mean over pairs"):
+            continue
+        if not _same(float(np.mean(read)), entry["value"]):
+            raise ResultError(f"{path}: {entry['id']} is {entry['value']}, its pairs have {np.mean(read)}")
     done.append(f"{path}: every mean is that of its pairs")
     if videos is not None and extractors is not None:
         content = result.content
@@ -154,7 +159,9 @@ def compare(results: Sequence[Result]) -> list[dict[str, Any]]:
                     x, y, identity = zip(*both, strict=True)
                     p = sign_flip(np.array(x), np.array(y), identity)
                     difference = float(np.mean(np.subtract(x, y)))
-                    rows.append({"a": a.method, "b": b.method, "metric": name, "n": len(x), "a_minus_b": difference, "p": p})
+                    rows.append(
+                        {"a": a.method, "b": b.method, "metric": name, "n": len(x), "a_minus_b": difference, "p": p}
+                    )
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = float(p)
     return rows

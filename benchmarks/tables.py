@@ -105,7 +105,9 @@ def notes(group: Sequence[Result]) -> list[str]:
     for result in group:
         lost = {e["fail_rate"] for e in result.content["metrics"] if e["fail_rate"]}
         if lost:
-            lines.append(f"{result.method}: no face found in {100 * max(lost):.1f} % of the frames; these are left out.")
+            lines.append(
+                f"{result.method}: no face found in {100 * max(lost):.1f} % of the frames; these are left out."
+            )
     extractors = {e["extractor"]["name"]: e["extractor"] for e in columns(group) if e["extractor"]}
     lines += [f"Read by {e['name']} (sha256 {e['sha256'][:12]}, {e['licence']})." for e in extractors.values()]
     for entry in columns(group):

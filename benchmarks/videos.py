@@ -1,7 +1,7 @@
 """Videos of a method, named by the ids of a manifest's pairs: `ID.mp4`, or a folder `ID/` of PNG pictures.
 
-They are checked before anything is scored: every one there, as many frames as its drivers, the manifest's size and rate,
-three channels of eight bits in RGB order. What is wrong is named, all of it at once, and nothing is scored.
+They are checked before anything is scored: every one there, as many frames as its drivers, the manifest's size and
+rate, three channels of eight bits in RGB order. What is wrong is named, all of it at once, and nothing is scored.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def read_video(folder: Path, pair: Pair, size: int, fps: float) -> Frames:
     """uint8 RGB. Raises `VideosError` for one that is missing, short, of another size, rate or kind."""
     pictures, video = folder / pair.id, folder / f"{pair.id}.mp4"
     if pictures.is_dir() == video.is_file():
-        both = "is there as a folder and as .mp4, keep one" if video.is_file() else "is missing (a folder of PNG or .mp4)"
+        both = (
+            "is there as a folder and as .mp4, keep one" if video.is_file() else "is missing (a folder of PNG or .mp4)"
+        )
         raise VideosError(f"{pair.id}: {both}")
     try:
         frames = list(_pictures(pictures) if pictures.is_dir() else _frames(video, fps))

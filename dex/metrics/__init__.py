@@ -9,7 +9,8 @@
     statistics.py      intervals and tests whose unit is the clip or the identity
     extractors/        the networks that read pictures: faces, identity, perceptual distance, features
 
-The measures take what extractors have read, numbers and not files, and refuse what cannot be measured with `MetricError`.
+The measures take what extractors have read, numbers and not files, and refuse what cannot be measured with
+`MetricError`.
 """
 
 

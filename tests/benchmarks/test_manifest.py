@@ -79,7 +79,9 @@ def test_manifest_of_shards(shards: Path, tmp_path: Path) -> None:
     material, pair = open_material(made, shards), made.pairs[0]
     assert list(pair.pose.frames) == [2, 4, 6, 8]
     assert material.frames(pair.pose).shape == (4, 64, 64, 3)
-    assert make_of_shards("self", "mine", shards, None, 0, 2, 4, 2) == make_of_shards("self", "mine", shards, None, 0, 2, 4, 2)
+    assert make_of_shards("self", "mine", shards, None, 0, 2, 4, 2) == make_of_shards(
+        "self", "mine", shards, None, 0, 2, 4, 2
+    )
 
 
 def test_other_bytes_than_the_manifest_are_refused(shards: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""What pictures are read by before they are measured. Each extractor carries a `source`: a number is worth what it is read by.
+"""What pictures are read by before they are measured. Each extractor carries a `source`: a number is worth what it is
+read by.
 
     faces.py       head pose, expression coefficients, five points of a face: MediaPipe, or a network of your own
     identity.py    face embeddings

@@ -98,8 +98,8 @@ _RANGES = {"0..1": (1 / 255, 0.0), "0..255": (1.0, 0.0), "-1..1": (1 / 127.5, -1
 
 class ScriptReader(MediaPipeReader):
     """A network of your own (SMIRK, EMOCA, Deep3DFaceRecon, … exported as TorchScript) in the place of MediaPipe's
-    coefficients, on squares around MediaPipe's landmarks. (N, 3, size, size) RGB → (N, M) numbers, of which some are the
-    expression and, where it says so, three are the rotation as axis × angle in radians.
+    coefficients, on squares around MediaPipe's landmarks. (N, 3, size, size) RGB → (N, M) numbers, of which some are
+    the expression and, where it says so, three are the rotation as axis × angle in radians.
     """
 
     def __init__(self, settings: dict[str, Any], file: Path) -> None:
@@ -113,9 +113,9 @@ class ScriptReader(MediaPipeReader):
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """A YAML file: name, file (beside it), sha256, licence, size (pixels), range ("0..1", "0..255", "-1..1"), margin
-        (side of the square / larger side of the landmarks' box), expression: [first, last + 1], and optionally rotation:
-        [first, last + 1].
+        """A YAML file: name, file (beside it), sha256, licence, size (pixels), range ("0..1", "0..255", "-1..1"),
+        margin (side of the square / larger side of the landmarks' box), expression: [first, last + 1], and, where there
+        is one, rotation: [first, last + 1].
 
         TorchScript runs code: a file of another hash is not opened. Raises `MetricError` naming what is wrong.
         """
@@ -162,7 +162,9 @@ class ScriptReader(MediaPipeReader):
                 numbers = self._network(pictures).double()
             ends = [last, *self._settings.get("rotation", [])[1:]]
             if numbers.ndim != 2 or numbers.shape[1] < max(ends):
-                raise MetricError(f"{self.source.name}: gives {tuple(numbers.shape)}, need frames × {max(ends)} or more")
+                raise MetricError(
+                    f"{self.source.name}: gives {tuple(numbers.shape)}, need frames × {max(ends)} or more"
+                )
             expression[rows] = numbers[:, first:last]
             if "rotation" in self._settings:
                 a, b = self._settings["rotation"]

@@ -23,8 +23,8 @@ VIDEO_LEAST = 256  # videos: below, an FVD says more about their number than abo
 
 
 class Features:
-    """`inception`: pytorch-fid's network, 2048 numbers, comparable with published FID. `effnet_lite0`: EfficientNet-Lite0,
-    1280 numbers, where Inception is not to be had; not comparable with anything but itself."""
+    """`inception`: pytorch-fid's network, 2048 numbers, comparable with published FID. `effnet_lite0`:
+    EfficientNet-Lite0, 1280 numbers, where Inception is not to be had; not comparable with anything but itself."""
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
         """Raises `MetricError` for another name, `WeightsError` where the weights are missing."""
@@ -56,7 +56,7 @@ def load_inception() -> nn.Module:
     from pytorch_fid import inception
 
     state = weights.load_state_dict("inception_fid")
-    with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
+    with mock.patch.object(inception, "load_state_dict_from_url", return_value=state):
         return inception.InceptionV3([3]).eval().requires_grad_(False)
 
 
@@ -81,8 +81,8 @@ class I3d:
 
     @torch.inference_mode()
     def features(self, videos: Float[Tensor, "N 16 3 H W"]) -> Float[Tensor, "N 400"]:
-        """Of 16 consecutive frames in [0, 1], scaled to 224² (bilinear, antialiased) and to [-1, 1], given to the network
-        as (N, 3, 16, 224, 224). Raises `MetricError`."""
+        """Of 16 consecutive frames in [0, 1], scaled to 224² (bilinear, antialiased) and to [-1, 1], given to the
+        network as (N, 3, 16, 224, 224). Raises `MetricError`."""
         if videos.ndim != 5 or videos.shape[1] != VIDEO_FRAMES:
             raise MetricError(f"videos of shape {tuple(videos.shape)}, need N × {VIDEO_FRAMES} × 3 × height × width")
         rows = []
@@ -100,5 +100,6 @@ def check_count(videos: int, force: bool) -> None:
     """Raises `MetricError` for fewer than VIDEO_LEAST videos, unless forced."""
     if videos < VIDEO_LEAST and not force:
         raise MetricError(
-            f"FVD of {videos} videos: below {VIDEO_LEAST} it is mostly the bias of the estimator. Score more, or pass --force"
+            f"FVD of {videos} videos: below {VIDEO_LEAST} it is mostly the estimator's bias. Score more of them, or pass "
+            "--force"
         )

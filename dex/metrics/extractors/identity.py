@@ -67,8 +67,8 @@ def similarity(points: Float[np.ndarray, "n 2"], target: Float[np.ndarray, "n 2"
 
 
 class IdentityCosine(MotionDistance):
-    """CSIM, `csim.EXTRACTOR.v1`: mean cosine of the embeddings (F, D) of output and reference, unit rows, in [-1, 1]. The
-    reference is the driving frame in self-reenactment, else the source, repeated."""
+    """CSIM, `csim.EXTRACTOR.v1`: mean cosine of the embeddings (F, D) of output and reference, unit rows, in [-1, 1].
+    The reference is the driving frame in self-reenactment, else the source, repeated."""
 
     higher_is_better = True
     names = ("csim",)

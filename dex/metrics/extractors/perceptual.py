@@ -23,7 +23,8 @@ class Perceptual:
     version (Ghildyal & Liu 2022), another distance with another name."""
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
-        """`name`: of the registered weights. Raises `MetricError` for another, `WeightsError` where they are missing."""
+        """`name`: of the registered weights. Raises `MetricError` for another, `WeightsError` where they are
+        missing."""
         if name not in IDS:
             raise MetricError(f"perceptual network {name!r}: need one of {', '.join(IDS)}")
         self.id, self._device = IDS[name], device

@@ -1,0 +1,198 @@
+"""The commands, on synthetic heads through the real extractors: reference rows, repeatability, refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.make import make_synthetic
+from benchmarks.material import SyntheticClips, edited
+from benchmarks.results import Result
+from benchmarks.videos import write_video
+from dex.metrics.influence import Influence, Reading, selectivity
+from tests.animation.conftest import checkpoint  # noqa: F401  the fixture
+
+
+def influence_of(row: str) -> dict[str, float]:
+    """What exact readings of a reference row's videos give, through the manifest's own tuples."""
+    manifest = make_synthetic("disentangled", "d", 6, 64, 0)
+    clips, metric, pairs = SyntheticClips.of(manifest), Influence(), manifest.pairs
+
+    def reading(pair, which) -> Reading:  # type: ignore[no-untyped-def]
+        pose, expression = {
+            "oracle": (pair.pose, pair.expression),
+            "joint-code": (edited(pair), edited(pair)),
+            "constant": (pairs[0].pose, pairs[0].pose),
+            "driver": (pair.pose, pair.pose),
+        }[which]
+        return Reading(torch.from_numpy(clips.pose(pose)), torch.from_numpy(clips.expression(expression)))
+
+    for none, pose, expression in zip(pairs[::3], pairs[1::3], pairs[2::3], strict=True):
+        assert (none.edit, pose.edit, expression.edit) == ("none", "pose", "expression")
+        outputs = [reading(pair, row) for pair in (none, pose, expression)]
+        metric.update(*outputs, reading(none, "driver"), reading(pose, "driver"))
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+@pytest.mark.parametrize(
+    ("row", "pp", "pe", "ep", "ee", "s"),
+    [("oracle", 1, 0, 0, 1, 1), ("joint-code", 1, 1, 1, 1, 0), ("constant", 0, 0, 0, 0, 0)],
+)
+def test_reference_rows_have_the_stated_influence(row: str, pp: int, pe: int, ep: int, ee: int, s: int) -> None:
+    found = influence_of(row)
+    for name, value in {"I_pp": pp, "I_pe": pe, "I_ep": ep, "I_ee": ee}.items():
+        assert found[name] == pytest.approx(value, abs=1e-4), name
+    assert selectivity(found) == pytest.approx(s, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def protocol(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("protocol") / "tiny-self.jsonl"
+    make_synthetic("self", "tiny", 3, 128, 0).save(path)
+    return path
+
+
+def run(protocol: Path, out: Path, *words: str) -> Result:
+    name = words[words.index("--method") + 1]
+    assert main(["run", "--protocol", str(protocol), "--out", str(out), *words]) == 0
+    return Result.load(out / f"{name}-{protocol.stem}.json")
+
+
+def test_oracle_is_perfect_and_copying_is_not(
+    protocol: Path, tmp_path: Path, weights_env: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    oracle = run(protocol, tmp_path, "--method", "oracle")
+    copy = run(protocol, tmp_path, "--method", "copy-source")
+    perfect = {"psnr.v1": 100, "ssim.gauss11.v1": 1, "stlpips.alex.v1": 0, "fid.effnet_lite0.v1": 0}
+    perfect |= {"aed.mp_blendshapes_l1mean.v1": 0, "apd.mp_geodesic_deg.v1": 0, "csim.mobilefacenet_arcface.v1": 1}
+    for name, value in perfect.items():
+        entry, worse = oracle.metric(name), copy.metric(name)
+        assert entry is not None
+        assert worse is not None
+        assert entry["value"] == pytest.approx(value, abs=1e-4), name
+        assert abs(worse["value"] - value) > 0.01, name
+        assert entry["better"] == ("lower" if value == 0 else "higher")
+    assert set(oracle.content) >= {"schema", "id", "task", "dataset", "pairs", "model", "preprocessing", "environment"}
+
+    # The same again, from the same videos and from nothing: the very same numbers.
+    again = run(protocol, tmp_path / "again", "--method", "copy-source")
+    assert again.pairs == copy.pairs
+    assert again.content["metrics"] == copy.content["metrics"]
+    assert again.content["id"] == copy.content["id"]
+
+    files = [str(tmp_path / f"{name}-tiny-self.json") for name in ("oracle", "copy-source")]
+    capsys.readouterr()
+    assert main(["table", *files]) == 0
+    assert "| copy-source |" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main(["table", *files, "--format", "html", "--out", str(page)]) == 0
+    assert main(["compare", *files]) == 0
+    assert "oracle − copy-source" in capsys.readouterr().out
+
+    videos = tmp_path / "videos" / "copy-source-tiny-self"
+    options = ["--videos", str(videos), "--protocol", str(protocol)]
+    assert main(["verify", files[1], *options]) == 0
+    assert "numbers recomputed" in capsys.readouterr().out
+    frames = np.zeros((16, 128, 128, 3), np.uint8)
+    (videos / "self-0001").rename(tmp_path / "aside")
+    write_video(videos / "self-0001", frames)
+    assert main(["verify", files[1], *options]) == 1
+    assert "are not the videos" in capsys.readouterr().err
+
+    # A video without a face: named, left out of what reads faces, and counted.
+    assert main(["score", str(videos), "--protocol", str(protocol), "--name", "blind", "--out", str(tmp_path)]) == 0
+    assert "no face in any frame of 1 videos" in capsys.readouterr().err
+    blind = Result.load(tmp_path / "blind-tiny-self.json")
+    entry = blind.metric("aed.mp_blendshapes_l1mean.v1")
+    assert entry is not None
+    assert entry["n"] == 2
+    assert entry["fail_rate"] == pytest.approx(1 / 3)
+    assert blind.pairs[1]["values"]["aed.mp_blendshapes_l1mean.v1"] is None
+    assert blind.pairs[1]["values"]["psnr.v1"] is not None
+
+
+def test_edited_result_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metric = {"id": "x.v1", "value": 2.0, "aggregation": "mean over pairs of means over frames"}
+    result = Result({"schema": 1, "metrics": [metric]}, [{"id": "a", "values": {"x.v1": 1.0}}])
+    path = tmp_path / "r.json"
+    result.save(path)
+    assert main(["verify", str(path)]) == 1
+    assert "its pairs have 1.0" in capsys.readouterr().err
+    content = json.loads(path.read_text())
+    content["metrics"][0]["value"] = 1.0
+    path.write_text(json.dumps(content))
+    assert main(["verify", str(path)]) == 1
+    assert "it was edited" in capsys.readouterr().err
+    result.save(path)
+    (tmp_path / "r.pairs.jsonl").write_text("{}")
+    assert main(["verify", str(path)]) == 1
+    assert "is not the file" in capsys.readouterr().err
+
+
+def test_checkpoint_runs_and_goes_on_after_a_kill(
+    protocol: Path,
+    checkpoint: Path,  # noqa: F811
+    tmp_path: Path,
+    weights_env: Path,
+) -> None:
+    words = ["run", "--checkpoint", str(checkpoint), "--protocol", str(protocol), "--out", str(tmp_path)]
+    assert main(words) == 0
+    videos = next((tmp_path / "videos").iterdir())
+    (path,) = tmp_path.glob("*-tiny-self.json")
+    first = Result.load(path)
+    kept = videos / "self-0000" / "00000.png"
+    written = kept.stat().st_mtime_ns
+    for file in (videos / "self-0002").iterdir():
+        file.unlink()
+    (videos / "self-0002").rmdir()
+    assert main(words) == 0
+    assert kept.stat().st_mtime_ns == written
+    assert Result.load(path).content["id"] == first.content["id"]
+    assert set(first.content["model"]["checkpoint_sha256"]) == {
+        "generator.safetensors",
+        "encoders/encoders.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["score", "{tmp}/none", "--protocol", "{protocol}"], "no such folder"),
+        (["score", "{tmp}", "--protocol", "{protocol}"], "3 of 3 videos"),
+        (["score", "{tmp}", "--protocol", "vfhq"], "no such protocol"),
+        (["run", "--checkpoint", "{tmp}", "--protocol", "{protocol}", "--out", "{tmp}"], "dex.export"),
+        (["run", "--method", "joint-code", "--protocol", "{protocol}", "--out", "{tmp}"], "not defined for the self"),
+        (["score", "{tmp}", "--protocol", "{protocol}", "--i3d", "{tmp}/i.pt"], "no such file"),
+        (["score", "{tmp}", "--protocol", "{protocol}", "--perceptual", "x"], "need one of"),
+        (["table", "{tmp}/r.json"], "No such file"),
+        (["compare", "{tmp}/r.json"], "two result files"),
+        (["make", "--task", "cross", "--name", "x", "--clips", "1", "--out", "{tmp}/m.jsonl"], "at least 2"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str],
+    message: str,
+    protocol: Path,
+    tmp_path: Path,
+    weights_env: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([word.format(tmp=tmp_path, protocol=protocol) for word in words]) == 1
+    err = capsys.readouterr().err
+    assert "error: " in err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_results_of_different_protocols_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for name in ("a", "b"):
+        content = {"schema": 1, "task": "self", "metrics": [], "model": {"name": name}}
+        content["dataset"] = {"name": name, "manifest_sha256": name}
+        paths.append(tmp_path / f"{name}.json")
+        Result(content, []).save(paths[-1])
+    assert main(["compare", *map(str, paths)]) == 1
+    assert "different protocols" in capsys.readouterr().err
