@@ -21,7 +21,7 @@ setup: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy dex
+	$(BIN)/mypy dex benchmarks
 	$(BIN)/lint-imports
 
 # Training needs no system library beyond the wheels, so a library that only data_prep wants does not stop the setup.

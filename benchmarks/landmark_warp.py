@@ -1,9 +1,9 @@
 """A classical method without learning: the source picture is warped by its facial landmarks.
 
-The landmarks of a frame are to lie where those of the pose driver do; those of the mouth, eyes and brows are moved
-there
-as the expression driver's differ from the pose driver's, in coordinates of the face itself. A thin-plate spline carries
-the picture along, the border stays. It makes nothing that the source does not show: no teeth, no far side of a head.
+The landmarks of a frame are to lie where those of the pose driver do, and from there move as the expression driver's
+differ from them once an affine map has taken one face to the other. A thin-plate spline carries the picture along, the
+border stays. It makes nothing that the source does not show: no teeth, no far side of a head. And an affine map of the
+picture is no turn of a head: where the drivers' yaws differ, the pose follows the expression driver too.
 """
 
 from __future__ import annotations

@@ -341,6 +341,8 @@ _UNITS = {
     "aed": ("coef", "lower"),
     "influence_pp": ("", "none"),
     "influence_ee": ("", "none"),
+    "influence_pe": ("", "none"),  # what never moves leaks nothing: a leak alone is no merit
+    "influence_ep": ("", "none"),
     "selectivity": ("", "higher"),
 }
 

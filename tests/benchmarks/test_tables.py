@@ -13,7 +13,7 @@ from benchmarks.results import Result
 from benchmarks.tables import number, render
 
 AED, PSNR = "aed.mp_blendshapes_l1mean.v1", "psnr.v1"
-VOID = {"meta", "img", "circle", "path", "rect", "br"}
+VOID = {"meta", "img"}
 
 
 def entry(name: str, values: list[float | None], better: str) -> dict[str, Any]:

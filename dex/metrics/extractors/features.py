@@ -100,6 +100,6 @@ def check_count(videos: int, force: bool) -> None:
     """Raises `MetricError` for fewer than VIDEO_LEAST videos, unless forced."""
     if videos < VIDEO_LEAST and not force:
         raise MetricError(
-            f"FVD of {videos} videos: below {VIDEO_LEAST} it is mostly the estimator's bias. Score more of them, or pass "
-            "--force"
+            f"FVD of {videos} videos: below {VIDEO_LEAST} it is mostly the estimator's bias. Score more of them, "
+            "or pass --force"
         )
