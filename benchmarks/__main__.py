@@ -7,6 +7,7 @@ score    any method's videos, named by the protocol's ids: result file
 table    result files as one table (md, csv, tex) or page (html)
 verify   hashes and numbers of a result file
 compare  two or more result files, with a paired test
+published  what papers state, quoted
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser("compare", help="result files of one protocol")
     compare.add_argument("results", type=Path, nargs="+")
+
+    commands.add_parser("published", help="what papers state, quoted: never in one table with what is measured")
 
     baselines = commands.add_parser("baselines", help="every reference row through a protocol, and their table")
     baselines.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -241,6 +244,12 @@ def compare(options: argparse.Namespace) -> None:
         )
 
 
+def published(options: argparse.Namespace) -> None:
+    from benchmarks.published import published as tables
+
+    print(tables(), end="")
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     options.protocol_name = Path(getattr(options, "protocol", "")).stem
@@ -252,6 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
         "table": table,
         "verify": verify,
         "compare": compare,
+        "published": published,
     }
     try:
         actions[options.command](options)

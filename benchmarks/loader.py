@@ -21,13 +21,13 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-import decord
 import numpy as np
 
 from dex.data.reading import Tally, find_shards, read_units
 from dex.data.shards import ShardIndex
 from dex.data.synthetic.write import Plan, write
 from dex.data.talking_heads import TalkingHeads
+from dex.video import decord  # which loads it safely
 
 CLIP_BYTES_HELD = 256_000_000  # the bare loop reads no more than this into memory
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from benchmarks.estimator import Estimator, worth
 from benchmarks.manifest import Manifest, Pair, Span
 from benchmarks.material import Frames, Material, SyntheticClips
+from benchmarks.memory import return_freed
 from benchmarks.videos import read_video
 from dex.metrics import MetricError
 from dex.metrics.background import BackgroundDrift
@@ -31,11 +32,13 @@ from dex.metrics.extractors.faces import FaceReading, MediaPipeReader
 from dex.metrics.extractors.features import VIDEO_FRAMES, VIDEO_LEAST, Features, I3d, check_count
 from dex.metrics.extractors.identity import ArcFace
 from dex.metrics.extractors.perceptual import Perceptual
-from dex.metrics.influence import Influence, Reading, selectivity
+from dex.metrics.influence import Influence, Reading, influence_matrix, selectivity
 from dex.metrics.motion import ExpressionDistance, PoseDistance
 from dex.metrics.pictures import psnr, ssim
-from dex.metrics.statistics import cluster_bootstrap
+from dex.metrics.statistics import bca, cluster_bootstrap
 
+_KERNEL_PICTURES = 10_000  # the kernel distance holds the features of all its pictures: about so many, evenly spaced
+_TRIM_EVERY = 16  # clips: each costs the next clip the time to get its memory anew
 _SPLIT = ("pp", "pe", "ep", "ee")
 
 
@@ -67,6 +70,41 @@ class Seen:
     embedding: Float[Tensor, "F D"]
 
 
+@dataclass(frozen=True)
+class Tuples:
+    """The sums of squared distances of which influence is made, of each tuple: `moved` (4), `drivers` (2)."""
+
+    sums: list[Float[np.ndarray, "6"]]
+    identities: list[str]
+
+    @property
+    def count(self) -> int:
+        return len(self.sums)
+
+    @property
+    def matrix(self) -> dict[str, Tensor] | None:
+        return _matrix(np.sum(self.sums, axis=0)) if self.sums else None
+
+    def measured(self, number: Callable[[dict[str, Tensor]], float]) -> dict[str, Any]:
+        """`number` of the matrix, as the value of an entry and its interval."""
+        if self.matrix is None:
+            return {}
+        _, label = np.unique(self.identities, return_inverse=True)
+        clusters = np.zeros((label.max() + 1, 6))
+        np.add.at(clusters, label, np.stack(self.sums))
+        interval = bca(clusters, lambda totals: np.array([number(_matrix(total)) for total in totals]), 2000)
+        return {"value": number(self.matrix)} | _interval(interval, 2000)
+
+
+def _of(name: str) -> Callable[[dict[str, Tensor]], float]:
+    return lambda matrix: float(matrix[name])
+
+
+def _matrix(sums: Float[np.ndarray, "6"]) -> dict[str, Tensor]:
+    rows = torch.from_numpy(sums)
+    return influence_matrix(rows[:4].reshape(2, 2), rows[4:])
+
+
 @dataclass
 class Scores:
     metrics: list[dict[str, Any]]
@@ -81,10 +119,12 @@ class Scorer:
         self.manifest, self.material, self.extractors = manifest, material, extractors
         self._drivers: dict[Span, Seen] = {}  # numbers only
         self._values: list[dict[str, float]] = []
-        self._outputs: dict[str, Seen] = {}
-        self._truths: dict[str, Seen] = {}
+        self._outputs: dict[str, FaceReading] = {}
+        self._truths: dict[str, FaceReading] = {}
         self._fake = FrechetDistance(extractors.features.dimensions)
         self._kernel = KernelDistance(extractors.features.dimensions)
+        pictures = len(manifest.pairs) * manifest.pairs[0].pose.count
+        self._kernel_stride = math.ceil(pictures / _KERNEL_PICTURES)
         self._floor = FrechetDistance(extractors.features.dimensions)
         self._background = BackgroundDrift()
         self._video: FrechetDistance | None = None
@@ -98,18 +138,24 @@ class Scorer:
         """`videos` must have passed `check_videos`. Raises ValueError."""
         manifest = self.manifest
         for pair in tqdm(manifest.pairs, f"scoring {videos.name}", unit="clip", leave=False):
-            self._values.append(self._score_pair(pair, read_video(videos, pair, manifest.size, manifest.fps)))
+            self.add(pair, read_video(videos, pair, manifest.size, manifest.fps))
         for number, pair in enumerate(manifest.pairs):
             if pair.edit == "expression" and isinstance(self.material, SyntheticClips):
                 unedited = next(p for p in manifest.pairs[number - 2 :] if p.tuple == pair.tuple and p.edit == "none")
                 self._add_background(videos, unedited, pair)
         return Scores(list(self._metrics()), self._pairs(), self._warnings())
 
+    def add(self, pair: Pair, output: Frames) -> None:
+        """Reads the video of the manifest's next pair."""
+        self._values.append(self._score_pair(pair, output))
+        if len(self._values) % _TRIM_EVERY == 0:
+            return_freed()
+
     # ---- one pair ----------------------------------------------------------------------------------------------------
 
     def _score_pair(self, pair: Pair, output: Frames) -> dict[str, float]:
         seen = self._see(output)
-        self._outputs[pair.id] = seen
+        self._outputs[pair.id] = seen.faces
         pose, expression, source = (self._driver(span) for span in (pair.pose, pair.expression, pair.source))
         values = self._motion(seen, pose, expression)
         reference = pose if self.manifest.task == "self" else source
@@ -117,17 +163,18 @@ class Scorer:
         values[self._csim] = float(cosine.nanmean()) if cosine.isfinite().any() else math.nan
         made = as_float(output)
         self._fake.update(features := self.extractors.features.features(made), real=False)
-        self._kernel.update(features, real=False)
-        self._add_video(made, real=False)
-        self._add_video(as_float(self.material.frames(pair.pose)), real=True)  # as many as generated ones
+        self._kernel.update(features[:: self._kernel_stride], real=False)
+        if self._video is not None:
+            self._add_video(made, real=False)
+            self._add_video(as_float(self.material.frames(pair.pose)), real=True)  # as many as generated ones
         truth = self.material.truth(pair.source, pair.pose, pair.expression)
         if truth is not None:
             true = as_float(truth)
             values["psnr.v1"] = float(psnr(made.double(), true.double()).mean())
             values["ssim.gauss11.v1"] = float(ssim(made.double(), true.double()).mean())
             values[self.extractors.perceptual.id] = float(self.extractors.perceptual.distance(made, true).mean())
-            if isinstance(self.material, SyntheticClips):
-                self._truths[pair.id] = self._see(truth)
+            if self.manifest.task == "disentangled":
+                self._truths[pair.id] = self.extractors.faces.read(truth)
         return values
 
     def _see(self, frames: Frames) -> Seen:
@@ -142,13 +189,14 @@ class Scorer:
             if span.count > 1:
                 features = self.extractors.features.features(as_float(frames))
                 self._fake.update(features, real=True)
-                self._kernel.update(features, real=True)
+                self._kernel.update(features[:: self._kernel_stride], real=True)
                 self._floor.update(features, real=bool(len(self._drivers) // 2 % 2))
         return self._drivers[span]
 
     def _add_video(self, frames: Float[Tensor, "F 3 H W"], real: bool) -> None:
-        if self._video is not None and self.extractors.videos is not None:
-            self._video.update(self.extractors.videos.features(frames[None, :VIDEO_FRAMES]), real=real)
+        assert self._video is not None
+        assert self.extractors.videos is not None
+        self._video.update(self.extractors.videos.features(frames[None, :VIDEO_FRAMES]), real=real)
 
     def _motion(self, seen: Seen, pose: Seen, expression: Seen) -> dict[str, float]:
         aed, apd = ExpressionDistance(), PoseDistance()
@@ -194,11 +242,7 @@ class Scorer:
         entry = _entry(
             name, float(read.mean()) if len(read) else None, "mean over pairs of means over frames", len(read)
         )
-        if all(math.isfinite(bound) for bound in interval):
-            entry |= {
-                "ci95": list(interval),
-                "ci_method": "BCa cluster bootstrap over source identities, 10000 resamples",
-            }
+        entry |= _interval(interval, 10000)
         kind = name.partition(".")[0]
         if kind in ("aed", "apd", "csim"):
             entry["fail_rate"] = self._fail_rate()
@@ -215,7 +259,7 @@ class Scorer:
         failed = total = 0
         for pair in self.manifest.pairs:
             drivers = self._drivers[pair.pose].faces.found & self._drivers[pair.expression].faces.found
-            failed += int((drivers & ~self._outputs[pair.id].faces.found).sum())
+            failed += int((drivers & ~self._outputs[pair.id].found).sum())
             total += int(drivers.sum())
         return failed / total if total else 1.0
 
@@ -244,7 +288,12 @@ class Scorer:
             floor = None
         note = "floor: one half of the drivers' clips against the other"
         yield entry | {"extractor": vars(features.source), "floor": floor, "note": note}
-        kernel = _entry(f"{frechet.replace('fid', 'kid')}.v1", float(self._kernel.compute()), "of the set", pictures)
+        kernel = _entry(
+            f"{frechet.replace('fid', 'kid')}.v1",
+            float(self._kernel.compute()),
+            "of the set",
+            pictures // self._kernel_stride,
+        )
         yield kernel | {"extractor": vars(features.source)}
 
         if self._video is not None and self.extractors.videos is not None:
@@ -254,33 +303,37 @@ class Scorer:
             yield entry | {"extractor": vars(videos.source), "note": few}
 
     def _influence(self) -> Iterator[dict[str, Any]]:
-        matrix, tuples = self._matrix(self._outputs)
+        tuples = self._read_tuples(self._outputs)
         estimator = self._estimator()
         extractor: dict[str, Any] = {"extractor": vars(self.extractors.faces.source)}
         name = self.extractors.faces.names[1]
         for which in _SPLIT:
-            value = None if matrix is None else float(matrix[f"I_{which}"])
-            yield _entry(f"influence_{which}.{name}.v1", value, "root of the ratio of sums", tuples) | extractor
-        entry = _entry(f"selectivity.{name}.v1", None, "of the influence matrix", tuples) | extractor
-        if matrix is None:
+            entry = _entry(f"influence_{which}.{name}.v1", None, "root of the ratio of sums", tuples.count)
+            yield entry | extractor | tuples.measured(_of(f"I_{which}"))
+        entry = _entry(f"selectivity.{name}.v1", None, "of the influence matrix", tuples.count) | extractor
+        if not tuples.count:
             yield entry | {"note": "no tuple in which every frame was read"}
         elif estimator is None:
             yield entry | {"note": "not measurable: no truth on this material to judge the estimator by"}
         elif estimator.why_not is not None:
             yield entry | {"note": f"not measurable: {estimator.why_not}"}
         else:
-            yield entry | {"value": selectivity(matrix, estimator.cross_talk), "note": estimator.words}
+            measured = tuples.measured(lambda matrix: selectivity(matrix, estimator.cross_talk))
+            yield entry | measured | {"note": estimator.words}
 
-    def _matrix(self, outputs: dict[str, Seen]) -> tuple[dict[str, Tensor] | None, int]:
-        influence, tuples = Influence(), 0
+    def _read_tuples(self, outputs: dict[str, FaceReading]) -> Tuples:
+        """Of the frames in which all five faces were found."""
+        found = Tuples([], [])
         for none, pose, expression in self._tuples():
-            seen = [outputs[pair.id].faces for pair in (none, pose, expression)]
+            seen = [outputs[pair.id] for pair in (none, pose, expression)]
             seen += [self._drivers[span].faces for span in (none.pose, pose.pose)]
             read = torch.stack([faces.found for faces in seen]).all(dim=0)
             if read.any():
+                influence = Influence()
                 influence.update(*(Reading(faces.pose[read], faces.expression[read]) for faces in seen))
-                tuples += 1
-        return (influence.compute() if tuples else None), tuples
+                found.sums.append(torch.cat([influence.moved.flatten(), influence.drivers]).numpy())
+                found.identities.append(self.manifest.identity[none.source.clip])
+        return found
 
     def _tuples(self) -> Iterator[tuple[Pair, Pair, Pair]]:
         by_name: dict[str, dict[str, Pair]] = defaultdict(dict)
@@ -292,14 +345,13 @@ class Scorer:
         """The reader of faces, judged on the truth."""
         if not isinstance(self.material, SyntheticClips):
             return None
-        matrix, _ = self._matrix(self._truths)
         read, exact = [], []
         for pair in self.manifest.pairs:
-            faces = self._truths[pair.id].faces
+            faces = self._truths[pair.id]
             read.append((faces.pose[faces.found], faces.expression[faces.found]))
             found = faces.found.numpy()
             exact.append((self.material.pose(pair.pose)[found], self.material.expression(pair.expression)[found]))
-        return worth(read, exact, self.extractors.faces.blendshape_names, matrix)
+        return worth(read, exact, self.extractors.faces.blendshape_names, self._read_tuples(self._truths).matrix)
 
     def _drift(self) -> dict[str, Any]:
         pictures = sum(pair.pose.count for pair in self.manifest.pairs if pair.edit == "expression")
@@ -317,7 +369,7 @@ class Scorer:
         return rows
 
     def _warnings(self) -> list[str]:
-        blind = [pair.id for pair in self.manifest.pairs if not self._outputs[pair.id].faces.found.any()]
+        blind = [pair.id for pair in self.manifest.pairs if not self._outputs[pair.id].found.any()]
         lost = sorted({span.clip for span, seen in self._drivers.items() if not seen.faces.found.any()})
         warnings = []
         if blind:
@@ -345,6 +397,14 @@ _UNITS = {
     "influence_ep": ("", "none"),
     "selectivity": ("", "higher"),
 }
+
+
+def _interval(interval: tuple[float, float], resamples: int) -> dict[str, Any]:
+    """Of an entry; nothing for a single identity, of which none can be told."""
+    if not all(math.isfinite(bound) for bound in interval):
+        return {}
+    method = f"BCa cluster bootstrap over source identities, {resamples} resamples"
+    return {"ci95": list(interval), "ci_method": method}
 
 
 def _entry(name: str, value: float | None, aggregation: str, n: int) -> dict[str, Any]:

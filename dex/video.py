@@ -19,10 +19,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
+# Before decord, which loads every library of CUDA: one is NVBLAS, and it would take over the matrix products of a torch
+# that comes later, and crash.
+import torch  # isort: skip
+
 import av
 import decord
 import numpy as np
-import torch
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from jaxtyping import Shaped
 

@@ -1,6 +1,8 @@
 """dex.video: what we write is read back exactly; wild files are read rightly or refused with a reason."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -376,3 +378,11 @@ def test_sound_of_real_files(talking_heads: Path, tmp_path: Path, name: str) -> 
     alike = [np.corrcoef(before[1000:-1000], after[1000 + lag : len(after) - 1000 + lag])[0, 1] for lag in lags]
     assert max(alike) > 0.9
     assert abs(lags[int(np.argmax(alike))]) <= 16
+
+
+def test_torch_multiplies_by_its_own_library_where_decord_is_imported_first() -> None:
+    """decord loads all of CUDA's libraries, with NVBLAS, which hijacks and crashes the products of a torch that comes
+    later. `dex.video` must be importable first."""
+    program = "import dex.video, torch; torch.nn.Linear(300, 300)(torch.ones(300, 300))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -59,12 +59,15 @@ class Influence(Metric):
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
         """`I_pp`, `I_pe`, `I_ep`, `I_ee`. Raises `MetricError` where the drivers do not differ."""
-        if not (self.drivers > 0).all():
-            raise MetricError(
-                "influence: the drivers a and b do not differ in pose and in expression, nothing to measure"
-            )
-        matrix = (self.moved / self.drivers[:, None]).sqrt()
-        return {f"I_{i}{j}": matrix[x, y] for x, i in enumerate(FACTORS) for y, j in enumerate(FACTORS)}
+        return influence_matrix(self.moved, self.drivers)
+
+
+def influence_matrix(moved: Float[Tensor, "2 2"], drivers: Float[Tensor, "2"]) -> dict[str, Float[Tensor, ""]]:
+    """Of the sums of squared distances: of outputs, by factor and edit, and of drivers. Raises `MetricError`."""
+    if not (drivers > 0).all():
+        raise MetricError("influence: the drivers a and b do not differ in pose and in expression, nothing to measure")
+    matrix = (moved / drivers[:, None]).sqrt()
+    return {f"I_{i}{j}": matrix[x, y] for x, i in enumerate(FACTORS) for y, j in enumerate(FACTORS)}
 
 
 def leak(influence: float, cross_talk: float = 0.0) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
@@ -27,12 +26,10 @@ def ssim(a: Float[Tensor, "F 3 H W"], b: Float[Tensor, "F 3 H W"]) -> Float[Tens
     """
     if min(a.shape[-2:]) < _WINDOW:
         raise MetricError(f"SSIM: pictures of {a.shape[-2]}×{a.shape[-1]}, need at least {_WINDOW}×{_WINDOW}")
-    place = torch.arange(_WINDOW, dtype=a.dtype, device=a.device) - _WINDOW // 2
-    line = torch.softmax(-(place**2) / (2 * _SIGMA**2), dim=0)
+    down, across = _windows(a.shape[-2], a), _windows(a.shape[-1], a)
 
     def local_mean(x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1)[:, None]
-        return F.conv2d(F.conv2d(flat, line[None, None, :, None]), line[None, None, None])
+        return down @ x @ across.mT
 
     mean_a, mean_b = local_mean(a), local_mean(b)
     variance_a, variance_b = local_mean(a * a) - mean_a**2, local_mean(b * b) - mean_b**2
@@ -40,7 +37,15 @@ def ssim(a: Float[Tensor, "F 3 H W"], b: Float[Tensor, "F 3 H W"]) -> Float[Tens
     c1, c2 = 0.01**2, 0.03**2
     same = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     same = same / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))
-    return same.mean(dim=(1, 2, 3)).unflatten(0, a.shape[:2]).mean(dim=1)
+    return same.mean(dim=(1, 2, 3))
+
+
+def _windows(length: int, like: Tensor) -> Float[Tensor, "length-10 length"]:
+    """The Gaussian window at each of its places, a row each. As a matrix product: torch convolves float64 at a seventh
+    of its speed on a CPU."""
+    place = torch.arange(_WINDOW, dtype=like.dtype, device=like.device) - _WINDOW // 2
+    line = torch.softmax(-(place**2) / (2 * _SIGMA**2), dim=0)
+    return torch.eye(length, dtype=like.dtype, device=like.device).unfold(0, _WINDOW, 1) @ line
 
 
 class ClipMean(Metric):

@@ -28,22 +28,39 @@ def cluster_bootstrap(
     (NaN, NaN) for fewer than 2 clusters. Raises `MetricError` for one label too many or too few, or infinite values.
     """
     sums, counts = _per_cluster(values, clusters)
-    number = len(sums)
+    return bca(np.stack([sums, counts], axis=1), lambda total: total[:, 0] / total[:, 1], resamples, seed, level)
+
+
+def bca(
+    clusters: Float[np.ndarray, "K M"],
+    statistic: Callable[[Float[np.ndarray, "R M"]], Float[np.ndarray, "R"]],
+    resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """The BCa interval of a function of sums over clusters, such as a ratio: `clusters` are M sums of each cluster,
+    `statistic` makes a number of each row of M totals.
+
+    (NaN, NaN) for fewer than 2 clusters.
+    """
+    number = len(clusters)
     if number < 2:
         return math.nan, math.nan
     drawn = np.random.default_rng(seed).integers(0, number, (resamples, number))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    mean = sums.sum() / counts.sum()
-    below = ((means < mean).mean() + (means <= mean).mean()) / 2
+    drawn += number * np.arange(resamples)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=resamples * number).reshape(resamples, number)
+    found = statistic(times @ clusters)
+    (value,) = statistic(clusters.sum(axis=0, keepdims=True))
+    below = ((found < value).mean() + (found <= value).mean()) / 2
     bias = ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples))  # 0 and 1 have no finite quantile
 
-    without = (sums.sum() - sums) / (counts.sum() - counts)
+    without = statistic(clusters.sum(axis=0) - clusters)
     pull = without.mean() - without
     spread = (pull**2).sum() ** 1.5
     acceleration = (pull**3).sum() / (6 * spread) if spread > 0 else 0.0  # equal clusters pull nowhere
 
     edge = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(means, ndtr(bias + edge / (1 - acceleration * edge)))
+    low, high = np.quantile(found, ndtr(bias + edge / (1 - acceleration * edge)))
     return float(low), float(high)
 
 

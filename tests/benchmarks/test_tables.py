@@ -6,7 +6,9 @@ from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
+import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.films import Film, worst
 from benchmarks.report import html
 from benchmarks.results import Result
@@ -158,3 +160,12 @@ def test_page_is_whole_and_alone() -> None:
     assert "http" not in page
     assert "edit pose" in page
     assert "no face" in page
+
+
+def test_quoted_numbers_stand_in_tables_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["published"]) == 0
+    tables = capsys.readouterr().out.split("\n\n**")
+    assert all("quoted from the" in table for table in tables)
+    (ours,) = (table for table in tables if "disentangled, own" in table and "DeX-Portrait paper" in table)
+    assert "| DeX-Portrait | .631 | .0546 | .100 |" in ours
+    assert "| LivePortrait | .458 | .0695 | .195 |" in ours
