@@ -112,6 +112,7 @@ def make(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    import torch.distributed
     from lightning.fabric import Fabric
 
     from benchmarks.suite import generate, open_protocol
@@ -125,6 +126,8 @@ def run(options: argparse.Namespace) -> None:
         videos = options.out / "videos" / f"{model['name']}-{options.protocol_name}"
         generate(manifest, maker, videos, fabric.global_rank, fabric.world_size)
     fabric.barrier()
+    if torch.distributed.is_initialized():  # one process scores: metrics must not wait for the others'
+        torch.distributed.destroy_process_group()
     if fabric.global_rank == 0:
         _score(options, videos, model)
 

@@ -1,6 +1,8 @@
 """The commands, on synthetic heads through the real extractors: reference rows, repeatability, refusals."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,17 @@ def test_oracle_is_perfect_and_copying_is_not(
     assert entry["fail_rate"] == pytest.approx(1 / 3)
     assert blind.pairs[1]["values"]["aed.mp_blendshapes_l1mean.v1"] is None
     assert blind.pairs[1]["values"]["psnr.v1"] is not None
+
+
+def test_two_processes_score_as_one(protocol: Path, tmp_path: Path, weights_env: Path) -> None:
+    one = run(protocol, tmp_path / "one", "--method", "copy-source")
+    program = [sys.executable, "-m", "benchmarks", "run", "--method", "copy-source", "--devices", "2"]
+    program += ["--protocol", str(protocol), "--out", str(tmp_path / "two")]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    two = Result.load(tmp_path / "two" / "copy-source-tiny-self.json")
+    assert two.content["preprocessing"] == one.content["preprocessing"]
+    assert two.pairs == one.pairs
 
 
 def test_edited_result_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
