@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.manifest import FOLDER, Manifest, find
 from benchmarks.results import Result
-from benchmarks.suite import verify
+from benchmarks.suite import verify, with_comparisons
 from benchmarks.tables import render
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -24,7 +24,9 @@ def test_is_what_was_written_and_of_a_shipped_protocol(path: Path) -> None:
 
 
 def test_tables_of_the_docs_are_printed_from_them() -> None:
-    tables = render([Result.load(path) for path in FILES], "md")
+    results = [Result.load(path) for path in FILES]
+    with_comparisons(results)
+    tables = render(results, "md")
     assert (RESULTS.parents[1] / "docs" / "results.md").read_text().endswith(tables)
     for protocol in FOLDER.glob("*.jsonl"):
         name, _, task = protocol.stem.rpartition("-")
