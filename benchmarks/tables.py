@@ -11,9 +11,11 @@ from benchmarks.results import REFERENCES, Result
 
 _SMALL = 30  # pairs
 _ALPHA = 0.05
+_MOST_LOST = 0.1  # share of frames without a face above which what reads faces cannot be compared
 _COPY = "copy-source"
 _ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 _TEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "†": r"$^\dagger$"}
+_TEX |= {"‡": r"$^\ddagger$"}
 _TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "°": r"$^\circ$", "–": "--"}
 
 
@@ -62,7 +64,8 @@ def cell(result: Result, name: str, group: Sequence[Result], strong: Callable[[s
     if entry["ci95"]:
         text += f" [{number(entry['ci95'][0])}, {number(entry['ci95'][1])}]"
     text = strong(text) if is_best(result, entry, group) else text
-    return text + (" †" if fails_to_beat_copying(result, entry, group) else "")
+    text += " †" if fails_to_beat_copying(result, entry, group) else ""
+    return text + (" ‡" if is_selective(entry) else "")
 
 
 def number(value: float) -> str:
@@ -78,10 +81,15 @@ def fails_to_beat_copying(result: Result, entry: dict[str, Any], group: Sequence
     return not _better(entry["value"], copy["value"], entry)
 
 
+def is_selective(entry: dict[str, Any]) -> bool:
+    """Measured only where a face could be found, and often none was: the frames that remain are the easy ones."""
+    return entry["fail_rate"] is not None and entry["fail_rate"] > _MOST_LOST
+
+
 def is_best(result: Result, entry: dict[str, Any], group: Sequence[Result]) -> bool:
     """Of the methods that are no reference, and by p < 0.05 against each other one."""
     others = [r for r in group if r is not result and r.method not in REFERENCES]
-    if result.method in REFERENCES or entry["better"] == "none" or not others:
+    if result.method in REFERENCES or entry["better"] == "none" or is_selective(entry) or not others:
         return False
     known = {c["other"]: c["p_holm"] for c in result.content["comparisons"] if c["metric"] == entry["id"]}
     for other in others:
@@ -102,6 +110,8 @@ def notes(group: Sequence[Result]) -> list[str]:
     lines = []
     if any(fails_to_beat_copying(r, e, group) for r in group for e in r.content["metrics"] if e["value"] is not None):
         lines.append(f"† does not beat {_COPY}.")
+    if any(is_selective(e) for r in group for e in r.content["metrics"]):
+        lines.append(f"‡ no face found in more than {100 * _MOST_LOST:.0f} % of the frames: not comparable.")
     for result in group:
         lost = {e["fail_rate"] for e in result.content["metrics"] if e["fail_rate"]}
         if lost:
