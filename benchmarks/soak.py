@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("fit", nargs="*", help="arguments of dex.fit, after --")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end by which `run` still kills its training
     try:
         figures = run(options.steps, options.workers, options.interval, options.fit)
     except (ValueError, OSError) as error:
