@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -17,11 +18,14 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from dex import checkpoint
+from dex.callbacks.checkpoints import Checkpoints, Preempted
 from dex.callbacks.log_lines import LogLines
 from dex.callbacks.preview import Preview
 from dex.callbacks.throughput import Throughput
@@ -29,6 +33,9 @@ from dex.data.shards import write_atomic
 from dex.motion.encoders import ExportError
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+# Exit status that asks for a second start: a temporary failure in BSD's sysexits.h, 75. A cancelled run gives the
+# shell's status for its signal instead, and is left alone.
+REQUEUE = os.EX_TEMPFAIL
 # What a user can mend: told in one line. Anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, FileNotFoundError, MisconfigurationException, ExportError)
 
@@ -40,15 +47,10 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--run", type=str, required=True, help="folder of this run: configuration, logs, checkpoints"
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.every_n_train_steps": 1000,
-                "checkpoint.filename": "step-{step:07d}",
-                "checkpoint.auto_insert_metric_name": False,
-                "checkpoint.save_last": True,
-            }
+        parser.add_argument(
+            "--force-resume", action="store_true", help="continue a run although its settings were others"
         )
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Preview, "preview")
         parser.add_lightning_class_args(Throughput, "throughput")
 
@@ -56,31 +58,49 @@ class FitCLI(LightningCLI):
     def folder(self) -> Path:
         return Path(self.config.run)
 
+    @property
+    def newest(self) -> Path | None:
+        """The checkpoint at which the run goes on; None in a new run."""
+        last = self.folder / "checkpoints" / checkpoint.LAST
+        return last.resolve() if last.exists() else None
+
     def before_instantiate_classes(self) -> None:
-        self.config.checkpoint.dirpath = str(self.folder / "checkpoints")
+        if not self.config.checkpoint.folder:
+            self.config.checkpoint.folder = str(self.folder / "checkpoints")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        logger = TensorBoardLogger(self.folder, name="", version="")
-        trainer: Any = super().instantiate_trainer(logger=logger, default_root_dir=str(self.folder), **kwargs)
-        trainer.callbacks.insert(0, LogLines())  # ahead of ModelCheckpoint, which Lightning keeps last
+        # Of what a killed run logged after its last checkpoint, TensorBoard shows only the repetition.
+        purge = checkpoint.read_state(self.newest)["step"] if self.newest else None
+        logger = TensorBoardLogger(self.folder, name="", version="", purge_step=purge)
+        if SLURMEnvironment.detect():
+            # Lightning's own handler saves in the middle of a step, on whichever ranks the signal has reached.
+            asked: Any = self.config_init.trainer.plugins or []
+            others = asked if isinstance(asked, list) else [asked]
+            kwargs["plugins"] = [*others, SLURMEnvironment(auto_requeue=False)]
+        trainer: Any = super().instantiate_trainer(
+            logger=logger,
+            default_root_dir=str(self.folder),
+            use_distributed_sampler=False,  # the datamodules share out their data themselves
+            **kwargs,
+        )
+        trainer.callbacks.insert(0, LogLines())  # ahead of Checkpoints, which Lightning keeps last
         return trainer
 
     def settings(self) -> dict[str, Any]:
-        """What must be the same when a run is continued."""
+        """What must be the same when a run is continued: not the machine, of which the loader's workers are a part."""
         whole = yaml.safe_load(self.parser.dump(self.config))
-        return {name: whole[name] for name in ("seed_everything", "model", "data")}
+        named = flatten({name: whole[name] for name in ("seed_everything", "model", "data")})
+        return {key: value for key, value in named.items() if key != "data.init_args.workers"}
 
 
-def check_same_settings(cli: FitCLI) -> None:
-    """Raises `ValueError` naming every setting in which the run's folder differs from what is asked for now."""
-    before = yaml.safe_load((cli.folder / "config.yaml").read_text())
-    old = flatten({name: before.get(name) for name in cli.settings()})
-    new = flatten(cli.settings())
+def check_same_settings(cli: FitCLI, newest: Path) -> None:
+    """Raises `ValueError` naming every setting in which the checkpoint differs from what is asked for now."""
+    old, new = checkpoint.read_state(newest)["settings"], cli.settings()
     changed = [f"{key} {old.get(key)} → {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
-    if changed:
+    if changed and not cli.config.force_resume:
         raise ValueError(
-            f"{cli.folder} holds a run with other settings ({'; '.join(changed[:5])}). "
-            "Name a new folder with --run, or repeat the settings of its config.yaml."
+            f"{cli.folder} holds a run with other settings ({'; '.join(changed[:5])}). Name a new folder with --run, "
+            "repeat the settings of its config.yaml, or continue all the same with --force-resume."
         )
 
 
@@ -93,19 +113,26 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
 
 def fit(cli: FitCLI) -> None:
     """Trains, or continues, or where the run is complete only says so; then prints the result."""
-    last = cli.folder / "checkpoints" / "last.ckpt"
-    resumed = last.is_file()
-    if resumed:
-        check_same_settings(cli)
-        print(f"continuing {cli.folder} from {last.name}; give another --run to start afresh", flush=True)
+    newest = cli.newest
+    saves: Any = cli.trainer.checkpoint_callback
+    if newest:
+        check_same_settings(cli, newest)
+        print(f"continuing {cli.folder} from {newest.name}; give another --run to start afresh", flush=True)
+    saves.resume, saves.settings = newest, cli.settings()
+    saves.listen()
     started = time.perf_counter()
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=last if resumed else None, weights_only=True)
+    cli.trainer.fit(cli.model, cli.datamodule)
     seconds = time.perf_counter() - started
     if cli.trainer.interrupted:
         sys.exit(f"interrupted at step {cli.trainer.global_step}; the same command continues the run")
     figures = cli.trainer.validate(cli.model, cli.datamodule, verbose=False)[0]
     if cli.trainer.is_global_zero:
-        result = {"step": cli.trainer.global_step, "seconds": round(seconds, 1), "continued": resumed, **figures}
+        result = {
+            "step": cli.trainer.global_step,
+            "seconds": round(seconds, 1),
+            "continued": newest is not None,
+            **figures,
+        }
         write_atomic(cli.folder / "result.json", json.dumps(result, indent=1).encode())
         print(cli.model.report(figures))
         print(f"\n{seconds:.0f} s of training. Curves and pictures: tensorboard --logdir {cli.folder}")
@@ -127,12 +154,22 @@ def make_cli(args: list[str]) -> FitCLI:
     )
 
 
+@rank_zero_only
+def told(line: str) -> None:
+    """Once, however many ranks have it to say."""
+    print(line, flush=True)
+
+
 def main() -> None:
     # Lightning's advertisements, its advice for other ways of training, and its own deprecations are no news to a user.
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         fit(make_cli(sys.argv[1:]))
+    except Preempted as ended:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # repeated until we have ended, also while Python tidies up
+        told(f"{ended}: saved, the same command continues the run")
+        sys.exit(REQUEUE if ended.signum == signal.SIGUSR1 else 128 + ended.signum)
     except USER_ERRORS as error:
         if os.environ.get("DEX_TRACEBACK"):
             raise

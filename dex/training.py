@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dex.batch import Batch
+from dex.sharding import local, whole
 
 
 class NonFiniteLossError(ValueError):
@@ -39,7 +40,17 @@ def rate_factor(step: int, warmup_steps: int, decay_steps: int) -> float:
 def update_average(average: nn.Module, current: nn.Module, decay: float, step: int) -> None:
     """EMA of the weights; the decay grows from 0 so that the start is forgotten soon."""
     decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
+    torch._foreach_lerp_(local(average.parameters()), local(current.parameters()), 1 - decay)
+
+
+def clip_gradient(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scales the gradient to at most `limit` (0: no limit) over all ranks' parts; returns its norm before."""
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf))
+
+
+def training_device(module: L.LightningModule) -> torch.device:
+    """Where the module will be; in `setup` it is not there yet."""
+    return module.device if module._trainer is None else module.trainer.strategy.root_device
 
 
 def check_finite(module: L.LightningModule, terms: Mapping[str, Tensor], batch: Batch) -> None:

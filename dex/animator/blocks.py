@@ -70,13 +70,13 @@ class ReferenceBlock(nn.Module):
         cross_attention_kwargs: dict[str, Any] | None = None,
         class_labels: None = None,
     ) -> Float[Tensor, "B N C"]:
-        """Puts its input into `cross_attention_kwargs["record"]` under its own index."""
-        hidden = hidden_states
+        """Puts its input, normed and as it is, into `cross_attention_kwargs["record"]` under its own index."""
+        hidden, normed = hidden_states, self.norm1(hidden_states)
         # setdefault: gradient checkpointing runs the block a second time.
-        (cross_attention_kwargs or {})["record"].setdefault(self.index, hidden)
+        (cross_attention_kwargs or {})["record"].setdefault(self.index, (normed, hidden))
         if self.ends:
             return hidden
-        hidden = hidden + self.attn1(self.norm1(hidden))
+        hidden = hidden + self.attn1(normed)
         return hidden + self.ff(self.norm3(hidden))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,23 +13,39 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from diffusers import DDPMScheduler
+from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import Parameter
 
 from dex.animator import pictures
 from dex.animator.base import load_base
+from dex.animator.blocks import DenoisingBlock, ReferenceBlock
 from dex.animator.codec import Codec, decode_frames, load_codec
 from dex.animator.conditions import Conditions
 from dex.animator.config import AnimatorConfig
 from dex.animator.evaluation import AnimatorEvaluation, report
 from dex.animator.sampler import NOISE_SCHEDULE, ZERO_TERMINAL_SNR, SamplerSettings, from_schedule, sample
 from dex.animator.storage import load_animator
-from dex.animator.unet import AnimatorUNet
+from dex.animator.unet import AnimatorUNet, stages
 from dex.batch import Batch
 from dex.data.shards import file_sha256
 from dex.motion.encoders import ENCODERS_FILE, Encoders, load_encoders
 from dex.saved import ExportError, load_exactly
-from dex.training import check_finite, crop_contract, rate_factor, step_random, update_average
+from dex.sharding import fewest, shard
+from dex.speed import compile_blocks, to_channels_last
+from dex.training import (
+    check_finite,
+    clip_gradient,
+    crop_contract,
+    rate_factor,
+    step_random,
+    training_device,
+    update_average,
+)
+
+# What is repeated in both UNets, and compiled one by one.
+BLOCKS = (ResnetBlock2D, DenoisingBlock, ReferenceBlock)
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,10 @@ class AnimatorOptimisation:
     decay_steps: int = 0  # half a cosine to zero, over so many steps; 0: constant
     clip_norm: float = 1.0  # 0: none
     ema_decay: float = 0.9999
+    # Speed and memory, not results (see `dex.speed`)
+    fused: bool = False  # AdamW in one kernel
+    compile: bool = False  # torch.compile of the UNets' repeated blocks, each by itself
+    channels_last: bool = False  # convolutions' weights
     gradient_checkpointing: bool = False  # a third more computation for a fraction of the activations
 
 
@@ -116,12 +135,15 @@ class Animator(L.LightningModule):
         self.network = AnimatorUNet(network)
         if optimisation.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        trained = self.network.temporal_parameters() if phase == "video" else self.network.spatial_parameters()
-        self.trained = list(trained)
         self.network.requires_grad_(False)
-        for parameter in self.trained:
+        trained = self.network.temporal_parameters() if phase == "video" else self.network.spatial_parameters()
+        for parameter in trained:
             parameter.requires_grad_(True)
+        if optimisation.channels_last:
+            to_channels_last(self.network)
         self.average = copy.deepcopy(self.network.denoiser).requires_grad_(False)
+        if optimisation.compile:
+            compile_blocks(self.network, BLOCKS)
         self.evaluation = AnimatorEvaluation()
         # No buffer: a checkpoint need not repeat a schedule.
         curve = ZERO_TERMINAL_SNR if loss.schedule == "zero_terminal_snr" else NOISE_SCHEDULE
@@ -139,7 +161,8 @@ class Animator(L.LightningModule):
             return
         encoders, codec = load_encoders(self.encoders_folder), load_codec(self.codec_name)
         check_fit(self.network.config, encoders, codec)
-        self._frozen = [encoders.to(self.device), codec.to(self.device)]
+        device = training_device(self)
+        self._frozen = [encoders.to(device), codec.to(device)]
         if stage == "fit":
             if self.base:
                 load_base(self.network, self.base)
@@ -150,11 +173,22 @@ class Animator(L.LightningModule):
                 load_exactly(self.network, begun.float().state_dict(), Path(str(self.start)))
             self.average.load_state_dict(self.network.denoiser.state_dict())
 
+    def configure_model(self) -> None:
+        """Stage by stage; the reference as a whole, since it hands out what is inside its stages."""
+        denoisers = (self.network.denoiser, self.average)
+        shard(self, (unit for network in denoisers for unit in (*stages(network), network)))
+        shard(self, [self.network.reference])
+
     def on_fit_start(self) -> None:
         """Raises the cache's error where its latents are another codec's."""
         cache = getattr(getattr(self.trainer, "datamodule", None), "latent_cache", None)
         if cache is not None:
             cache.check_codec(self.codec.name, self.codec.hash)
+
+    @property
+    def trained(self) -> list[Parameter]:
+        """What the phase trains; asked anew, since sharding puts others in their place."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     @property
     def encoders(self) -> Encoders:
@@ -166,7 +200,8 @@ class Animator(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         how = self.optimisation
-        return torch.optim.AdamW(self.trained, how.learning_rate, how.betas, weight_decay=how.weight_decay)
+        fused = how.fused or None
+        return torch.optim.AdamW(self.trained, how.learning_rate, how.betas, weight_decay=how.weight_decay, fused=fused)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -184,7 +219,7 @@ class Animator(L.LightningModule):
         rate = how.learning_rate * rate_factor(self.global_step, how.warmup_steps, how.decay_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, how.clip_norm or math.inf)
+        norm = clip_gradient(self.trained, how.clip_norm)
         self.log_dict({"grad_norm/animator": norm, "learning_rate/animator": rate})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -278,7 +313,7 @@ class Animator(L.LightningModule):
         with self.averaged():
             error = self.denoising_error(driving, conditions, random)
         self.evaluation.update_error(error, len(driving))
-        count = max(0, min(len(source), self.sampled - self.drawn))
+        count = fewest(self, max(0, min(len(source), self.sampled - self.drawn)))
         if count:
             made = self.reenact(source[:count], conditions)
             self.evaluation.update_pictures(made, batch.driving[:count], batch.source[:count])
@@ -304,7 +339,8 @@ class Animator(L.LightningModule):
     def pictures(self, batch: Batch, samples: int) -> dict[str, Float[Tensor, "3 H W"]]:
         """What TensorBoard shows of a batch, by tag, values in [0, 1]."""
         source, _ = self.latents(batch)
-        made = self.reenact(source[: min(samples, self.sampled)], self.conditions(batch, source))
+        count = fewest(self, min(samples, self.sampled, len(source)))
+        made = self.reenact(source[:count], self.conditions(batch, source))
         return {"preview/source_drivers_outputs": pictures.reenactment_grid(batch, made)}
 
     def report(self, figures: Mapping[str, float]) -> str:
@@ -323,11 +359,6 @@ class Animator(L.LightningModule):
             "size": getattr(getattr(self.trainer, "datamodule", None), "size", None),
             "crop": crop_contract(self),
         }
-
-
-# Checkpoints hold these as hyperparameters and are only ever read with weights_only=True.
-SETTINGS: list[Any] = [AnimatorConfig, DiffusionLoss, AnimatorOptimisation, SamplerSettings]
-torch.serialization.add_safe_globals(SETTINGS)
 
 
 def check_fit(config: AnimatorConfig, encoders: Encoders, codec: Codec) -> None:

@@ -13,7 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dex.animator.blocks import DenoisingBlock, ReferenceBlock
-from dex.animator.conditions import BlockConditions, Conditions, FrameConditions, Reference, keep_weights, per_frame
+from dex.animator.conditions import (
+    BlockConditions,
+    Conditions,
+    FrameConditions,
+    Reference,
+    keep_weights,
+    per_frame,
+)
 from dex.animator.config import AnimatorConfig
 from dex.pose import full_precision, ray_map
 
@@ -24,6 +31,12 @@ def transformers(unet: UNet2DConditionModel) -> list[Any]:
     """diffusers' transformers, which hold the blocks as `transformer_blocks`, in the order in which they act."""
     stages = (*unet.down_blocks, unet.mid_block, *unet.up_blocks)
     return [attention for stage in stages for attention in getattr(stage, "attentions", ())]
+
+
+def stages(unet: UNet2DConditionModel) -> list[nn.Module]:
+    """Its residual blocks and transformers: what holds nearly all of its weights, each of a size to gather at once."""
+    parts = (*unet.down_blocks, unet.mid_block, *unet.up_blocks)
+    return [child for part in parts for kind in ("resnets", "attentions") for child in getattr(part, kind, ())]
 
 
 def blocks_of(unet: UNet2DConditionModel) -> list[Any]:
@@ -39,9 +52,22 @@ def replace_blocks(unet: UNet2DConditionModel, replacement: Callable[[BasicTrans
         transformer.transformer_blocks = nn.ModuleList(replacement(block, next(number)) for block in originals)
 
 
-def reference_unet(config: AnimatorConfig) -> UNet2DConditionModel:
+class ReferenceUNet(UNet2DConditionModel):
     """Stable Diffusion's UNet up to the entrance of its last transformer block; what follows is left out."""
-    unet = UNet2DConditionModel.from_config(config.unet)
+
+    def forward(self, latent: Float[Tensor, "B c h w"]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Each transformer block's input at t = 0, normed and as it is: (tokens, features) of `Reference`.
+
+        Returned, not only written down, since FSDP2 gathers weights when the gradient of an output arrives.
+        """
+        record: dict[int, tuple[Tensor, Tensor]] = {}
+        super().forward(latent, 0, None, cross_attention_kwargs={"record": record})
+        tokens, features = zip(*(record[number] for number in sorted(record)), strict=True)
+        return tokens, features
+
+
+def reference_unet(config: AnimatorConfig) -> ReferenceUNet:
+    unet = ReferenceUNet.from_config(config.unet)
     last = len(blocks_of(unet)) - 1
     replace_blocks(unet, lambda original, number: ReferenceBlock(original, number, ends=number == last))
     transformers(unet)[-1].proj_out = nn.Identity()
@@ -73,13 +99,7 @@ class AnimatorUNet(nn.Module):
 
     def encode_reference(self, source_latent: Float[Tensor, "B c h w"]) -> Reference:
         """Once a source, at t = 0, never per step. Under gradient where the caller allows it (the image phase)."""
-        record: dict[int, Tensor] = {}
-        latent = source_latent.to(self.reference.dtype)
-        self.reference(latent, 0, None, cross_attention_kwargs={"record": record})
-        features = tuple(record[number] for number in sorted(record))
-        blocks = blocks_of(self.reference)
-        tokens = tuple(block.norm1(feature) for block, feature in zip(blocks, features, strict=True))
-        return Reference(tokens, features)
+        return Reference(*self.reference(source_latent.to(self.reference.dtype)))
 
     def forward(
         self,

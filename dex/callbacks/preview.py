@@ -31,8 +31,9 @@ class Preview(L.Callback):
         pictures = module.pictures(self.batch or batch, self.samples)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
+                # Numbered as Lightning numbers a step's figures: a continued run keeps those of its checkpoint.
                 for tag, picture in pictures.items():
-                    logger.experiment.add_image(tag, picture, step)
+                    logger.experiment.add_image(tag, picture, step - 1)
 
     def on_validation_batch_end(
         self,

@@ -48,7 +48,7 @@ class Throughput(L.Callback):
         if pl_module.device.type == "cuda":
             figures["memory/gpu_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+            logger.log_metrics(figures, step=trainer.global_step - 1)  # as Lightning's own figures
         self.started, self.waited, self.samples, self.first_step = self.ended, 0.0, 0, trainer.global_step
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dex.batch import Batch
 from dex.data.clips import DAMAGE, OpenClip, Sampling, UnusableError, draw_samples, join
 from dex.data.latents import LatentCache
+from dex.data.position import History, Layout, shares
 from dex.data.reading import Tally, Unit, read_units
 from dex.data.shards import ShardError
 
@@ -27,6 +28,8 @@ from dex.data.shards import ShardError
 MAX_DROPPED_IN_A_ROW = 200
 # A worker that is silent for so many seconds hangs (a decoder that spins, a dead file system).
 WORKER_TIMEOUT = 900
+# Where no index says how many clips there are, the shards are dealt out anew after so many batches.
+_EPOCH_BATCHES = 1000
 # The draws of one seed, kept apart (a seed sequence takes trailing zeros for nothing).
 _SHARDS, _CLIPS, _SAMPLES, _PASS = 1, 2, 3, 4
 
@@ -41,7 +44,8 @@ class Schedule:
     samples_per_clip: int
     seed: int
     shuffle: int  # units in the shuffle buffer
-    epoch_batches: int  # batches of one rank after which the shards are dealt out anew
+    epoch_batches: int | None  # batches of one rank after which the shards are dealt out anew; None: once through
+    samples: int  # of once through; 0 where nobody knows
     keep: Callable[[str], bool]  # identity → whether it is in this split
     rank: int = 0
     world: int = 1
@@ -52,6 +56,11 @@ class Schedule:
         """Cameras of a group that a unit may need: one for each frame of a pairs sample."""
         return 1 + self.sampling.drivers
 
+    def per_epoch(self, layout: Layout) -> int:
+        """Batches of one loader process in an epoch."""
+        through = -(-self.samples // (self.batch_size * layout.world))
+        return max(1, (self.epoch_batches or through or _EPOCH_BATCHES) // layout.workers)
+
     def units(self, url: str, tally: Tally, rng: np.random.Generator | None = None) -> Iterator[Unit]:
         """This split's units of one shard, in the order of the tar."""
         return (unit for unit in read_units(url, tally, self.cameras, rng) if self.keep(unit.identity))
@@ -61,34 +70,36 @@ class Schedule:
 
 
 class TrainStream(IterableDataset):
-    """Endless training batches of one rank, from its batch number `start` on."""
+    """Endless training batches of one rank, on from where its `history` has come to."""
 
-    def __init__(self, schedule: Schedule, start: int = 0) -> None:
-        self.schedule, self.start = schedule, start
+    def __init__(self, schedule: Schedule, history: History) -> None:
+        self.schedule, self.history = schedule, history
 
     def __iter__(self) -> Iterator[Item]:
         worker, workers = _worker()
-        # The loader takes batches from its workers in turn, beginning with worker 0: whoever is asked for batch
-        # `start` continues the part of worker `start mod workers` of the run before.
-        number = self.start + worker
+        layout = self.history[-1]
+        # The loader takes batches from its workers in turn, beginning with worker 0: whoever is asked for the next
+        # batch goes on with the part of the worker whose turn it was.
+        mine = (layout.batches + worker) % workers
         tally = Tally()
-        return _guarded(self._batches(number % workers, workers, number // workers, tally), worker, tally)
+        return _guarded(self._batches(self.schedule.rank * workers + mine, tally), worker, tally)
 
-    def _batches(self, worker: int, workers: int, first: int, tally: Tally) -> Iterator[Batch]:
-        """The batches of `worker` from its batch number `first` on."""
+    def _batches(self, process: int, tally: Tally) -> Iterator[Batch]:
+        """The batches of loader process `process` of all ranks'."""
         schedule = self.schedule
-        index, count = schedule.rank * workers + worker, schedule.world * workers
-        per_epoch = max(1, schedule.epoch_batches // workers)
         per_batch = -(-schedule.batch_size // schedule.samples_per_clip)
-        epoch, done = divmod(first, per_epoch)
-        while True:
-            units = epoch_units(schedule, index, count, epoch, tally)
-            window = _Window(itertools.islice(units, done * per_batch, None))
-            for number in range(done, per_epoch):
-                rng = np.random.default_rng([schedule.seed, _SAMPLES, epoch, index, number])
+        done = self.history[-1].done(process)
+        for share in shares(self.history, process, schedule.per_epoch):
+            first = min(share.last, share.first + done)
+            done -= first - share.first
+            if first == share.last:
+                continue
+            units = epoch_units(schedule, share.index, share.count, share.epoch, tally)
+            window = _Window(itertools.islice(units, first * per_batch, None))
+            for number in range(first, share.last):
+                rng = np.random.default_rng([schedule.seed, _SAMPLES, share.epoch, share.index, number])
                 yield join(_fill(schedule, window, rng, tally))
                 window.advance(per_batch)
-            epoch, done = epoch + 1, 0
 
 
 def epoch_units(schedule: Schedule, index: int, count: int, epoch: int, tally: Tally) -> Iterator[Unit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from dataclasses import dataclass, replace
@@ -13,12 +14,10 @@ import torch.distributed
 from dex.batch import Batch, to_float
 from dex.data.clips import Sampling
 from dex.data.latents import LatentCache
+from dex.data.position import Layout, advanced, completed_batches
 from dex.data.reading import find_shards, is_local
 from dex.data.shards import CropContract, ShardError, ShardIndex
 from dex.data.streaming import Loader, PassStream, Schedule, TrainStream
-
-# Where no index says how many clips there are, the shards are dealt out anew after so many batches.
-_EPOCH_BATCHES = 1000
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class TalkingHeads(L.LightningDataModule):
         self.seed, self.shuffle, self.epoch_batches = seed, shuffle, epoch_batches
         self.latents = latents
         self.latent_cache: LatentCache | None = None  # after `setup`
-        self.consumed = 0  # batches that training has taken, over all runs
+        self.history: list[Layout] = []  # what training has taken, over all runs
         self.crop: CropContract | None = None  # how the pictures were cut; None where no index says it
         self._train: Loader | None = None
         self._check_arguments()
@@ -146,7 +145,6 @@ class TalkingHeads(L.LightningDataModule):
 
     def _schedule(self) -> Schedule:
         rank, world = self._position()
-        samples = (self._clips or 0) * self.samples_per_clip
         return Schedule(
             urls=self._urls,
             sampling=self.sampling,
@@ -154,7 +152,8 @@ class TalkingHeads(L.LightningDataModule):
             samples_per_clip=self.samples_per_clip,
             seed=self.seed,
             shuffle=self.shuffle,
-            epoch_batches=self.epoch_batches or -(-samples // (self.batch_size * world)) or _EPOCH_BATCHES,
+            epoch_batches=self.epoch_batches,
+            samples=(self._clips or 0) * self.samples_per_clip,
             keep=self._keep,
             rank=rank,
             world=world,
@@ -167,7 +166,7 @@ class TalkingHeads(L.LightningDataModule):
         return self.sampling.size
 
     def train_dataloader(self) -> Loader:
-        """Endless batches of this rank from number `consumed` on."""
+        """Endless batches of this rank, on from where training stands."""
         schedule = self._schedule()
         processes = schedule.world * max(1, self.workers)
         remote = [url for url in self._urls if not is_local(url)]
@@ -182,7 +181,7 @@ class TalkingHeads(L.LightningDataModule):
                 f"{self._clips} clips for {processes} loader processes ({schedule.world} ranks × "
                 f"{max(1, self.workers)} workers): lower data.workers"
             )
-        self._train = Loader(TrainStream(schedule, self.consumed), self.workers)
+        self._train = Loader(TrainStream(schedule, self._advanced()), self.workers)
         return self._train
 
     def val_dataloader(self) -> Loader | list[Any]:
@@ -194,16 +193,15 @@ class TalkingHeads(L.LightningDataModule):
         return Loader(PassStream(schedule), self.workers)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Pictures become float on the device; training batches are counted where they are used, not prefetched."""
+        """Pictures become float on the device."""
         if self.trainer is not None and self.trainer.training:
-            self.consumed += 1
             self._log()
         return to_float(_channels_first(batch))
 
     def _log(self) -> None:
         assert self.trainer is not None
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._train is not None and every and self.consumed % every == 0:
+        if self._train is not None and every and self.trainer.global_step % every == 0:
             tally = self._train.tally
             counts: dict[str, float] = {
                 "data/skipped": tally.skipped,
@@ -213,12 +211,18 @@ class TalkingHeads(L.LightningDataModule):
             for logger in self.trainer.loggers:
                 logger.log_metrics(counts, step=self.trainer.global_step)
 
+    def _advanced(self) -> list[Layout]:
+        """The history as of the last batch that training has finished; batches loaded ahead do not count."""
+        _, world = self._position()
+        total = completed_batches(self.trainer) or sum(layout.batches for layout in self.history)
+        return advanced(self.history, world, max(1, self.workers), total)
+
     def state_dict(self) -> dict[str, Any]:
-        """Saved by Lightning in each checkpoint."""
-        return {"consumed": self.consumed}
+        """Part of every checkpoint."""
+        return {"history": [dataclasses.astuple(layout) for layout in self._advanced()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.consumed = state_dict["consumed"]
+        self.history = [Layout(*layout) for layout in state_dict["history"]]
 
 
 def _channels_first(batch: Batch) -> Batch:

@@ -56,8 +56,13 @@ class ExpressionEncoder(nn.Module):
         )
         self.linear = nn.Linear(2 * width * grid**2, config.expression_dim)
 
-    def forward(self, picture: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
-        feature = self.stem(picture)
+    def forward(
+        self, picture: Float[Tensor, "B 3 H W"], layers: bool = False
+    ) -> Float[Tensor, "B E"] | list[Float[Tensor, "B ..."]]:
+        """e; with `layers` what is seen on the way as well: after the stem, after the hourglasses, pooled, and e."""
+        stem = feature = self.stem(picture)
         for hourglass in self.hourglasses:
             feature = feature + hourglass(feature)
-        return self.linear(self.pool(feature))
+        pooled = self.pool(feature)
+        code = self.linear(pooled)
+        return [stem, feature, pooled, code] if layers else code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +46,9 @@ class LossWeights:
     region_face: float = 0.0
     region_eyes: float = 0.0
     region_mouth: float = 0.0
+    # In place of L_clpips for the same runs (ours): what the expression encoder itself sees in the face of the output,
+    # against what it sees in the target's. Pixels say little of an eyelid or a gaze; the encoder is anchored to tell.
+    own_features: float = 0.0
 
 
 def multi_scale_l1(fake: Float[Tensor, "N 3 H W"], real: Float[Tensor, "N 3 H W"], halvings: int = 3) -> Tensor:
@@ -88,6 +92,15 @@ def reconstruction_losses(
     if weight.region_mouth:
         losses["region_mouth"] = region_l1(fake, real, region_mask(region, lowest=MOUTH))
     return losses
+
+
+def feature_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """Sum over layers of the mean distance in units of the layer's deviation in a real picture; mean over pictures."""
+    terms = []
+    for a, b in zip(fake, real, strict=True):
+        deviation = b.flatten(1).std(dim=1).clamp_min(1e-6)
+        terms.append(((a - b).abs().flatten(1).mean(dim=1) / deviation).mean())
+    return torch.stack(terms).sum()
 
 
 class PerceptualLoss(nn.Module):

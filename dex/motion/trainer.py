@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,18 +13,34 @@ import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlock
 
 from dex.batch import BLENDSHAPES, FACE, Batch
 from dex.data.augment import ExpressionAugmentation, PoseAugmentation, expression_augment, pose_augment
 from dex.motion import losses, pictures
 from dex.motion.config import MotionConfig
+from dex.motion.decoder import StyleStage
 from dex.motion.discriminator import Discriminator
 from dex.motion.evaluation import MotionEvaluation, report
 from dex.motion.generator import Generated, MotionGenerator
-from dex.motion.layers import to_channels_last
+from dex.motion.layers import ResBlock2d, ResBlock3d
 from dex.motion.losses import LossWeights, Perceptual, PerceptualLoss
 from dex.pose import face_view
-from dex.training import check_finite, crop_contract, rate_factor, step_random, update_average
+from dex.sharding import average_gradients, on_any_rank, shard
+from dex.speed import checkpoint_blocks, compile_blocks, to_channels_last
+from dex.training import (
+    check_finite,
+    clip_gradient,
+    crop_contract,
+    rate_factor,
+    step_random,
+    training_device,
+    update_average,
+)
+
+# What is repeated in the generator, and compiled or checkpointed one by one; not in the discriminator, whose R1 is
+# differentiated twice, which compiled code cannot be.
+BLOCKS = (ResBlock2d, ResBlock3d, StyleStage, CNBlock)
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,11 @@ class Optimisation:
     # Order of learning (ours), for short runs: pose, then generator, then expression
     anchors_first: int = 0  # steps in which the anchors alone are trained, without the generator
     teacher_poses: int = 0  # steps after them over which warps go over from the labels' poses to the encoder's
+    # Speed and memory, not results (see `dex.speed`)
+    fused: bool = False  # Adam in one kernel
+    compile: bool = False  # torch.compile of the generator's repeated blocks, each by itself
+    channels_last: bool = True  # convolutions' weights
+    gradient_checkpointing: bool = False  # of the generator's blocks: a third more computation, fewer activations
 
     def factor(self, step: int) -> float:
         """Of the learning rate at a step."""
@@ -68,12 +88,17 @@ class MotionTrainer(L.LightningModule):
         self.network, self.loss, self.optimisation, self.seed = network, loss, optimisation, seed
         self.pose_augmentation, self.expression_augmentation = pose_augmentation, expression_augmentation
         self.generator = MotionGenerator(network)
-        to_channels_last(self.generator)
+        if optimisation.channels_last:
+            to_channels_last(self.generator)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        if optimisation.gradient_checkpointing:
+            checkpoint_blocks(self.generator, BLOCKS)
+        if optimisation.compile:
+            compile_blocks(self.generator, BLOCKS)
         # Of the expression anchor; it goes into no export.
         self.read_out = nn.Linear(network.expression_dim, len(BLENDSHAPES)) if loss.expression else None
         self.discriminator = Discriminator(network) if loss.adversarial else None
-        if self.discriminator is not None:
+        if self.discriminator is not None and optimisation.channels_last:
             to_channels_last(self.discriminator)
         self.evaluation = MotionEvaluation()
         # In a list: a frozen third-party network is no part of this module's parameters, devices or checkpoints.
@@ -84,15 +109,21 @@ class MotionTrainer(L.LightningModule):
         trained = list(self.generator.parameters())
         if self.read_out is not None:
             trained += self.read_out.parameters()
-        made = [torch.optim.Adam(trained, settings.learning_rate, settings.betas)]
+        fused = settings.fused or None
+        made = [torch.optim.Adam(trained, settings.learning_rate, settings.betas, fused=fused)]
         if self.discriminator is not None:
             rate = settings.discriminator_learning_rate
-            made.append(torch.optim.Adam(self.discriminator.parameters(), rate, settings.betas))
+            made.append(torch.optim.Adam(self.discriminator.parameters(), rate, settings.betas, fused=fused))
         return made  # type: ignore[return-value]  # a list of Adam is a list of Optimizer
 
     def setup(self, stage: str) -> None:
         for network in self._perceptual:
-            network.to(self.device)
+            network.to(training_device(self))
+
+    def configure_model(self) -> None:
+        """The discriminator stays whole on each rank: R1 differentiates twice, which sharding does not support."""
+        networks = [*self.generator.children(), *self.average.children()]
+        shard(self, networks if self.read_out is None else [*networks, self.read_out])
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         random = step_random(self, self.seed)
@@ -102,12 +133,12 @@ class MotionTrainer(L.LightningModule):
         if self.global_step < self.optimisation.anchors_first:
             self.generator_update(batch, anchors)
         else:
-            self.train_on(batch, self.generate(batch, source_pose, driving_pose, expression, random), anchors)
+            self.train_on(batch, self.generate(batch, source_pose, driving_pose, expression, random), anchors, random)
         update_average(self.average, self.generator, self.optimisation.ema_decay, self.global_step)
 
-    def train_on(self, batch: Batch, generated: Generated, anchors: dict[str, Tensor]) -> None:
+    def train_on(self, batch: Batch, generated: Generated, anchors: dict[str, Tensor], random: torch.Generator) -> None:
         """One step of the discriminator, once it has joined, and one of the generator side."""
-        terms = self.generator_losses(batch, generated) | anchors
+        terms = self.generator_losses(batch, generated, random) | anchors
         if self.discriminator is not None and self.global_step >= self.loss.adversarial_start:
             terms |= self.discriminator_update(batch, generated.fake.detach())
             with freeze(self.discriminator):
@@ -137,7 +168,7 @@ class MotionTrainer(L.LightningModule):
         (their errors do not yet depend on how far training has come), elsewhere by the encoder's."""
         view, known = batch.expression_view.flatten(0, 1), batch.view_pose_weight.flatten() > 0
         pose = batch.view_pose.flatten(0, 1)
-        if not known.all():
+        if on_any_rank(self, not known.all()):
             with torch.no_grad():
                 pose = torch.where(known[:, None, None], pose, self.generator.pose_encoder(view))
         face = pose_augment(face_view(view, pose), self.pose_augmentation, random)
@@ -180,14 +211,29 @@ class MotionTrainer(L.LightningModule):
             torch.where(taught[:, None, None, None], batch.driving_pose, driving_pose),
         )
 
-    def generator_losses(self, batch: Batch, generated: Generated) -> dict[str, Tensor]:
+    def generator_losses(self, batch: Batch, generated: Generated, random: torch.Generator) -> dict[str, Tensor]:
         """Every loss of the generator side but the adversarial one, unweighted, by the name of its weight."""
         fake, real = generated.fake.flatten(0, 1), batch.driving.flatten(0, 1)
         region = batch.driving_region.flatten(0, 1)
         terms = losses.reconstruction_losses(fake, real, region, self.loss)
         for network in self._perceptual:
             terms["lpips"], terms["clpips"] = network(fake, real, losses.region_mask(region, lowest=FACE))
+        if self.loss.own_features:
+            terms["own_features"] = self.own_feature_loss(batch, generated, random)
         return terms
+
+    def own_feature_loss(self, batch: Batch, generated: Generated, random: torch.Generator) -> Float[Tensor, ""]:
+        """The expression encoder on the faces of Î and of I_d, at the same place and behind the same augmentation; it
+        is taught nothing by this."""
+        fake, real = generated.fake.flatten(0, 1), batch.driving.flatten(0, 1)
+        pose = known_poses(batch.driving_pose, batch.driving_pose_weight, generated.driving_pose.detach())
+        encoder, state = self.generator.expression_encoder, random.get_state()
+        with torch.no_grad():
+            wanted = encoder(pose_augment(face_view(real, pose), self.pose_augmentation, random), layers=True)
+        random.set_state(state)
+        with freeze(encoder):
+            found = encoder(pose_augment(face_view(fake, pose), self.pose_augmentation, random), layers=True)
+        return losses.feature_loss(found, wanted)
 
     def anchor_losses(
         self,
@@ -222,9 +268,8 @@ class MotionTrainer(L.LightningModule):
         optimizer.zero_grad()
         self.manual_backward(total)
         # Each network on its own: the pose encoder's gradient can be ten times the others' and would drown them.
-        limit = self.optimisation.clip_norm or math.inf
         norms = {
-            f"grad_norm/{name}": torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
+            f"grad_norm/{name}": clip_gradient(network.parameters(), self.optimisation.clip_norm)
             for name, network in self.generator.named_children()
         }
         optimizer.step()
@@ -249,7 +294,8 @@ class MotionTrainer(L.LightningModule):
         rate = self.set_rate(optimizer, self.optimisation.discriminator_learning_rate)
         optimizer.zero_grad()
         self.manual_backward(total)
-        norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), math.inf)
+        average_gradients(self, self.discriminator)
+        norm = clip_gradient(self.discriminator.parameters(), 0)
         optimizer.step()
         self.log_dict({"grad_norm/discriminator": norm, "learning_rate/discriminator": rate})
         return {name: term.detach() for name, term in terms.items()}
@@ -301,9 +347,11 @@ class MotionTrainer(L.LightningModule):
         return report(figures)
 
 
-# Checkpoints hold these as hyperparameters and are only ever read with weights_only=True.
-SETTINGS: list[Any] = [MotionConfig, LossWeights, PoseAugmentation, ExpressionAugmentation, Optimisation]
-torch.serialization.add_safe_globals(SETTINGS)
+def known_poses(
+    label: Float[Tensor, "B K 3 4"], weight: Float[Tensor, "B K"], read: Float[Tensor, "B K 3 4"]
+) -> Float[Tensor, "N 3 4"]:
+    """Labels where there are any, elsewhere what the encoder reads; N = B·K."""
+    return torch.where((weight > 0)[..., None, None], label, read).flatten(0, 1)
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from dex.animator.storage import load_animator
 from dex.animator.trainer import Animator, AnimatorOptimisation, DiffusionLoss
 from dex.batch import Batch, to_float
+from dex.callbacks.checkpoints import Checkpoints
+from dex.checkpoint import stored
 from dex.data.synthetic.module import SyntheticHeads
 from dex.export import export
 from dex.motion.encoders import save_generator
@@ -71,7 +72,7 @@ def trainer(folder: Path, **changes: Any) -> L.Trainer:
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "limit_val_batches": 0,
-        "callbacks": [ModelCheckpoint(folder, save_last=True, every_n_train_steps=2)],
+        "callbacks": [Checkpoints(str(folder), every_n_steps=2)],
     }
     return L.Trainer(**settings | changes)
 
@@ -106,19 +107,20 @@ def test_frozen_parts_are_nowhere_but_in_use(encoders: Path, tmp_path: Path) -> 
     assert frozen
     assert not frozen & {id(p) for group in module.optimizers().param_groups for p in group["params"]}
     assert not any(p.requires_grad for part in module._frozen for p in part.parameters())
-    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    assert {name.split(".")[0] for name in stored} == {"network", "average"}
-    assert sum(name.startswith("average.") for name in stored) == len(module.network.denoiser.state_dict())
+    names = [name.removeprefix("model.") for name in stored(tmp_path / "last") if name.startswith("model.")]
+    assert {name.split(".")[0] for name in names} == {"network", "average"}
+    assert sum(name.startswith("average.") for name in names) == len(module.network.denoiser.state_dict())
 
 
 def test_resumed_run_repeats_the_uninterrupted_one(encoders: Path, tmp_path: Path) -> None:
     whole, half, rest = Losses(), Losses(), Losses()
     undisturbed, resumed = animator(encoders), animator(encoders)
     trainer(tmp_path / "a", max_steps=4, callbacks=[whole]).fit(undisturbed, heads())
-    stop = [half, ModelCheckpoint(tmp_path / "b", save_last=True, every_n_train_steps=2)]
+    stop = [half, Checkpoints(str(tmp_path / "b"), every_n_steps=2)]
     trainer(tmp_path / "b", max_steps=2, callbacks=stop).fit(animator(encoders), heads())
-    go_on = trainer(tmp_path / "b", max_steps=4, callbacks=[rest])
-    go_on.fit(resumed, heads(), ckpt_path=tmp_path / "b" / "last.ckpt", weights_only=True)
+    saves = Checkpoints(str(tmp_path / "b"))
+    saves.resume = tmp_path / "b" / "last"
+    trainer(tmp_path / "b", max_steps=4, callbacks=[rest, saves]).fit(resumed, heads())
     assert half.seen + rest.seen == whole.seen
     assert len(set(whole.seen)) == 4
     assert all(map(torch.equal, undisturbed.average.parameters(), resumed.average.parameters()))
@@ -247,7 +249,7 @@ def test_export_draws_what_the_trainer_draws_and_starts_the_video_phase(
 ) -> None:
     module = animator(encoders)
     trainer(tmp_path, max_steps=2).fit(module, heads())
-    export(tmp_path / "last.ckpt", tmp_path / "export")
+    export(tmp_path / "last", tmp_path / "export")
     network, content = load_animator(tmp_path / "export")
     assert (content["codec"], content["size"]) == ("space-to-depth:4", 32)
     source, driving = module.latents(batch)
@@ -270,7 +272,7 @@ def test_export_refuses_other_encoders(tmp_path: Path) -> None:
     trainer(tmp_path, max_steps=2).fit(module, heads())
     save_generator(tmp_path / "s", TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
     with pytest.raises(ExportError, match="not the encoders that this animator was trained on"):
-        export(tmp_path / "last.ckpt", tmp_path / "export")
+        export(tmp_path / "last", tmp_path / "export")
 
 
 def test_validation_measures_drawn_frames(encoders: Path, tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dex.batch import Batch
+from dex.callbacks.checkpoints import Checkpoints
+from dex.checkpoint import step_folder
 from dex.data import clips as clips_module
 from dex.data.clips import background_motion
+from dex.data.position import Layout
 from dex.data.reading import Tally, read_units
 from dex.data.shards import ShardError
 from dex.data.streaming import Loader, PassStream, TrainStream, epoch_units
@@ -141,7 +143,7 @@ def test_a_resumed_run_goes_on_where_it_was(one_camera: Path, workers: int, cons
     """Over the border of an epoch (7 batches) and from a batch that is not worker 0's."""
     whole = keys(module(one_camera, workers=workers, epoch_batches=7), 12)
     resumed = module(one_camera, workers=workers, epoch_batches=7)
-    resumed.load_state_dict({"consumed": consumed})
+    resumed.load_state_dict({"history": [(1, max(1, workers), consumed)]})
     assert keys(resumed, 12 - consumed) == whole[consumed:]
     assert len({key for batch in whole for key in batch}) == 48  # nothing is repeated on the way
 
@@ -151,7 +153,7 @@ def test_resuming_decodes_only_what_is_asked_for(one_camera: Path, monkeypatch: 
     reader = clips_module.ClipReader
     monkeypatch.setattr(clips_module, "ClipReader", lambda *a: opened.append(a) or reader(*a))
     data = module(one_camera, epoch_batches=1000)
-    data.load_state_dict({"consumed": 900})
+    data.load_state_dict({"history": [(1, 1, 900)]})
     next(iter(data.train_dataloader()))
     assert len(opened) == 2  # a batch of 4, two samples from each clip
 
@@ -259,12 +261,14 @@ class Listener(L.LightningModule):
 
 def fit(data: TalkingHeads, folder: Path, steps: int, resume: Path | None = None) -> tuple[Listener, L.Trainer]:
     listener = Listener()
+    saves = Checkpoints(str(folder), every_n_steps=3, keep=10)
+    saves.resume = resume
     trainer = L.Trainer(
         accelerator="cpu", max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=-1, filename="{step}")],
+        callbacks=[saves],
         val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=1,
     )  # fmt: skip
-    trainer.fit(listener, data, ckpt_path=resume, weights_only=False)
+    trainer.fit(listener, data)
     return listener, trainer
 
 
@@ -273,7 +277,7 @@ def test_resume_under_lightning_sees_the_same_samples(one_camera: Path, tmp_path
     arguments: dict[str, Any] = {"workers": 2, "val_fraction": 0.2, "epoch_batches": 4}
     whole, _ = fit(TalkingHeads(str(one_camera), size=SIZE, batch_size=4, **arguments), tmp_path, 8)
     resumed, _ = fit(
-        TalkingHeads(str(one_camera), size=SIZE, batch_size=4, **arguments), tmp_path / "b", 8, tmp_path / "step=3.ckpt"
+        TalkingHeads(str(one_camera), size=SIZE, batch_size=4, **arguments), tmp_path / "b", 8, step_folder(tmp_path, 3)
     )
     assert len(whole.seen) == 8
     assert resumed.seen == whole.seen[3:]
@@ -401,7 +405,7 @@ def test_a_share_without_clips_is_an_error(one_camera: Path) -> None:
     schedule = module(one_camera)._schedule()
     nobody = type(schedule)(**{**vars(schedule), "keep": _nobody})
     with pytest.raises(ShardError, match="finds no clip in its share"):
-        next(iter(Loader(TrainStream(nobody), workers=0)))
+        next(iter(Loader(TrainStream(nobody, [Layout(1, 1, 0)]), workers=0)))
     with pytest.raises(ShardError, match="0 validation clips"):
         PassStream(nobody)
 
@@ -437,3 +441,14 @@ def test_moving_background_is_dropped_and_counted(one_camera: Path) -> None:
     assert loader.tally.dropped == 0
     with pytest.raises(ShardError, match=r"background motion 1\.[3-7], at most 1"):
         keys(module(one_camera, mode="clip", max_background_motion=1.0), 1)
+
+
+def test_other_workers_in_the_middle_of_an_epoch_repeat_and_lose_nothing(one_camera: Path) -> None:
+    """12 clips of training by 1 worker, then by 2: together what an epoch holds, each clip once."""
+    arguments: dict[str, Any] = {"batch_size": 2, "samples_per_clip": 1, "epoch_batches": 6}
+    first = keys(module(one_camera, **arguments), 2)
+    resumed = module(one_camera, workers=2, **arguments)
+    resumed.load_state_dict({"history": [(1, 1, 2)]})
+    # Worker 0 finishes what is begun; worker 1 has nothing left of this epoch and begins the next.
+    rest = keys(resumed, 8)[::2]
+    assert first + rest == keys(module(one_camera, **arguments), 6)

@@ -7,11 +7,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dex.batch import Batch, to_float
+from dex.callbacks.checkpoints import Checkpoints
+from dex.checkpoint import CheckpointError, step_folder
 from dex.export import export
 from dex.motion.encoders import ExportError, load_encoders, load_generator
+from dex.motion.generator import Generated
 from dex.motion.losses import LossWeights
 from dex.motion.trainer import MotionTrainer, Optimisation
 from dex.training import NonFiniteLossError, step_random
@@ -37,12 +39,13 @@ def run(
     module: MotionTrainer, steps: int, folder: Path, resume: Path | None = None, every: int = 1000, **data: Any
 ) -> Record:
     record = Record()
-    saved = ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1, filename="{step}")
+    saves = Checkpoints(str(folder), every_n_steps=every, keep=10)
+    saves.resume = resume
     trainer = L.Trainer(
         max_steps=steps,
         accelerator="cpu",
         logger=False,
-        callbacks=[record, saved],
+        callbacks=[record, saves],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -50,7 +53,7 @@ def run(
         log_every_n_steps=1,
         default_root_dir=folder,
     )
-    trainer.fit(module, tiny_data(**data), ckpt_path=resume, weights_only=True)
+    trainer.fit(module, tiny_data(**data))
     return record
 
 
@@ -78,13 +81,32 @@ def step_alone(module: MotionTrainer, batch: Batch, step: int) -> float:
     random = step_random(module, 0)
     *poses, view_pose = module.encode_poses(batch, random)
     expression = module.encode_expression(batch, random)
-    terms = module.generator_losses(batch, module.generate(batch, *poses, expression, random))
+    terms = module.generator_losses(batch, module.generate(batch, *poses, expression, random), random)
     terms |= module.anchor_losses(batch, *poses, view_pose, expression)
     module.test_optimizer.zero_grad()
     sum(terms.values()).backward()
     torch.nn.utils.clip_grad_norm_(module.generator.parameters(), 1.0)
     module.test_optimizer.step()
     return terms["l1"].item()
+
+
+def test_own_features_compare_faces_and_teach_the_decoder_alone() -> None:
+    module = tiny_trainer(loss=LossWeights(own_features=1, adversarial=0))
+    batch, random = to_float(next(iter(tiny_data().train_dataloader()))), torch.Generator().manual_seed(0)
+    fake = torch.rand_like(batch.driving).requires_grad_(True)
+
+    def loss_of(picture: torch.Tensor) -> torch.Tensor:
+        made = Generated(picture, batch.source_pose, batch.driving_pose, torch.zeros(*batch.driving.shape[:2], 8))
+        return module.generator_losses(batch, made, random)["own_features"]
+
+    loss_of(fake).backward()
+    moved = fake.grad.abs().mean(dim=2)
+    assert moved.amax(dim=(2, 3)).min() > 0  # every picture
+    corners = moved[..., [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners.mean() < moved.mean() / 2  # the face, not what surrounds it
+    assert all(weight.grad is None for weight in module.generator.parameters())
+    assert all(weight.requires_grad for weight in module.generator.expression_encoder.parameters())
+    assert loss_of(batch.driving).item() == 0  # both behind the same augmentation
 
 
 @pytest.mark.skipif(not torch.__version__.startswith("2.15."), reason="its weights are drawn as by torch 2.15")
@@ -100,7 +122,7 @@ def test_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path) -> None:
     whole = run(whole_module, 8, tmp_path / "whole", every=5)
     L.seed_everything(99, verbose=False)  # whatever the second process starts with must not matter
     resumed_module = tiny_trainer()
-    resumed = run(resumed_module, 8, tmp_path / "resumed", resume=tmp_path / "whole" / "step=5.ckpt")
+    resumed = run(resumed_module, 8, tmp_path / "resumed", resume=step_folder(tmp_path / "whole", 5))
     assert resumed.keys == whole.keys[5:]
     assert resumed.losses == whole.losses[5:]
     for name, tensor in whole_module.state_dict().items():
@@ -140,7 +162,7 @@ def test_average_lags_behind_and_export_is_the_average(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in module.average.parameters())
     live, lagging = module.generator.decoder.middle.weight, module.average.decoder.middle.weight
     assert not torch.equal(live, lagging)
-    export(tmp_path / "step=4.ckpt", tmp_path / "export")
+    export(step_folder(tmp_path, 4), tmp_path / "export")
     generator, _ = load_generator(tmp_path / "export")
     assert generator.config == TINY
     batch = to_float(next(iter(tiny_data().val_dataloader())))
@@ -157,13 +179,13 @@ def test_average_lags_behind_and_export_is_the_average(tmp_path: Path) -> None:
 
 
 def test_export_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="not found"):
-        export(tmp_path / "last.ckpt", tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        export(tmp_path / "last", tmp_path)
     with pytest.raises(ExportError, match="export"):
         load_generator(tmp_path)
-    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    torch.save({"schema": 1, "step": 3, "module": {}}, tmp_path / "state.pt")
     with pytest.raises(ExportError, match="not a checkpoint of the motion trainer"):
-        export(tmp_path / "other.ckpt", tmp_path)
+        export(tmp_path, tmp_path)
 
 
 def test_nan_stops_with_keys_and_the_batch_on_disk(tmp_path: Path) -> None:

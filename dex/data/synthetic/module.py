@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dex.batch import Batch, blendshape_row, to_float
+from dex.data.position import Layout, advanced, batches_of_all, completed_batches
 from dex.data.synthetic.blendshapes import BLENDSHAPES
 from dex.data.synthetic.head import Head, make_head
 from dex.data.synthetic.motion import crop_contract, sample_expression, sample_pose
@@ -88,14 +90,14 @@ class SyntheticBatches(Dataset[Batch]):
 
 
 class StepSampler(Sampler[int]):
-    """Batch numbers of one rank from `first` on: rank r of w takes r, r + w, r + 2w, …"""
+    """Batch numbers of one rank from the common number `first` on: rank r of w takes first + r, first + r + w, …"""
 
     def __init__(self, first: int, rank: int, world: int, count: int | None = None) -> None:
         self.first, self.rank, self.world, self.count = first, rank, world, count
 
     def __iter__(self) -> Iterator[int]:
-        steps = itertools.count(self.first) if self.count is None else range(self.first, self.first + self.count)
-        return (step * self.world + self.rank for step in steps)
+        steps = itertools.count() if self.count is None else range(self.count)
+        return (self.first + step * self.world + self.rank for step in steps)
 
 
 class SyntheticHeads(L.LightningDataModule):
@@ -130,12 +132,10 @@ class SyntheticHeads(L.LightningDataModule):
         self.second_view, self.identities = second_view, identities
         self.val_identities, self.val_batches = val_identities, val_batches
         self.crop = crop_contract(size)
+        self.history: list[Layout] = []  # what training has taken, over all runs
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        # Lightning has restored the step before it asks for the loader.
-        first, rank, world = (
-            (self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 0, 1)
-        )
+        rank, world = self._position()
         batches = SyntheticBatches(
             self.size,
             self.batch_size,
@@ -145,10 +145,10 @@ class SyntheticHeads(L.LightningDataModule):
             identities=self.identities,
             second_view=self.second_view,
         )
-        return self._loader(batches, StepSampler(first, rank, world), self.workers)
+        return self._loader(batches, StepSampler(batches_of_all(self._advanced()), rank, world), self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = self._position()
         batches = SyntheticBatches(
             self.size,
             self.batch_size,
@@ -163,6 +163,21 @@ class SyntheticHeads(L.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pictures become float on the device."""
         return to_float(batch)
+
+    def _position(self) -> tuple[int, int]:
+        """Rank and world size."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _advanced(self) -> list[Layout]:
+        """What training has taken; a batch is a function of its number, so workers do not matter."""
+        return advanced(self.history, self._position()[1], 1, completed_batches(self.trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Part of every checkpoint."""
+        return {"history": [dataclasses.astuple(layout) for layout in self._advanced()]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = [Layout(*layout) for layout in state_dict["history"]]
 
     @staticmethod
     def _loader(batches: SyntheticBatches, sampler: StepSampler, workers: int) -> DataLoader[Batch]:

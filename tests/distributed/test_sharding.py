@@ -1,0 +1,115 @@
+"""Two processes, sharded or not, train as one does; what they save, any number of ranks loads."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dex.checkpoint import stored
+from dex.motion.encoders import save_generator
+from dex.motion.generator import MotionGenerator
+from tests.motion.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("motion", "image", "video")  # of training: stage 1, and the two phases of stage 2
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("stage1")
+    torch.manual_seed(0)
+    save_generator(folder, TINY, MotionGenerator(TINY).state_dict(), {})
+    return str(folder / "encoders")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def train(ranks: int, folder: Path, **asked: Any) -> list[dict[str, Any]]:
+    """What each rank wrote."""
+    asked = {"ranks": ranks, "folder": str(folder), "steps": 10, **asked}
+    port = str(free_port())
+    running = []
+    for rank in range(ranks):
+        launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+        launch |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        environment = {**os.environ, **(launch if ranks > 1 else {}), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.distributed.training", json.dumps(asked)]
+        running.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    said = [process.communicate(timeout=500) for process in running]
+    assert all(process.returncode == 0 for process in running), "\n".join(error[-3000:] for _, error in said)
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def mean_losses(ranks: list[dict[str, Any]]) -> list[float]:
+    return [sum(losses) / len(losses) for losses in zip(*(rank["losses"] for rank in ranks), strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_train_as_one_process_on_all_their_samples(stage: str, encoders: str, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"stage": stage, "encoders": encoders}
+    (one,) = train(1, tmp_path / "one", strategy="single", virtual=2, **asked)
+    assert len(set(one["losses"])) == 10
+    for strategy in ("ddp", "fsdp", "hybrid") if stage == "motion" else ("ddp", "fsdp"):
+        two = train(2, tmp_path / strategy, strategy=strategy, validate=1, **asked)
+        assert mean_losses(two) == pytest.approx(one["losses"], rel=1e-4), strategy
+        assert two[0]["average"] == pytest.approx(one["average"], rel=1e-3, abs=1e-3), strategy
+        assert two[0]["output"] == two[1]["output"] == pytest.approx(one["output"], rel=1e-3, abs=0.1), strategy
+        assert two[0]["keys"] != two[1]["keys"], strategy
+        assert [a + b for a, b in zip(two[0]["keys"], two[1]["keys"], strict=True)] == one["keys"], strategy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["motion", "image"])
+def test_what_two_ranks_saved_one_and_four_load(stage: str, encoders: str, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"stage": stage, "encoders": encoders, "strategy": "fsdp"}
+    two = train(2, tmp_path / "two", steps=4, **asked)
+    names = stored(tmp_path / "two" / "last")
+    assert not any("_frozen" in name or "perceptual" in name or "codec" in name for name in names)
+    assert len(list((tmp_path / "two" / "last").glob("*.safetensors"))) == 2
+    for ranks, strategy in ((4, "fsdp"), (1, "fsdp"), (1, "single")):
+        again = train(
+            ranks,
+            tmp_path / f"{strategy}{ranks}",
+            steps=4,
+            resume=str(tmp_path / "two" / "last"),
+            **(asked | {"strategy": strategy}),
+        )
+        for rank in again:
+            assert rank["losses"] == []  # it was at its end
+            assert rank["average"] == pytest.approx(two[0]["average"], rel=1e-6, abs=1e-6)
+            assert rank["output"] == pytest.approx(two[0]["output"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["motion", "image"])
+def test_a_sharded_run_resumes_exactly_and_other_ranks_take_up_the_data(
+    stage: str, encoders: str, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"stage": stage, "encoders": encoders, "strategy": "fsdp", "same_noise": False}
+    undisturbed = train(2, tmp_path / "whole", steps=8, **asked)
+    first = train(2, tmp_path / "first", steps=5, **asked)
+    last = str((tmp_path / "first" / "last").resolve())
+    rest = train(2, tmp_path / "rest", steps=8, resume=last, **asked)
+    for rank in (0, 1):
+        assert first[rank]["losses"] + rest[rank]["losses"] == undisturbed[rank]["losses"]
+        assert first[rank]["keys"] + rest[rank]["keys"] == undisturbed[rank]["keys"]
+    assert rest[0]["average"] == undisturbed[0]["average"]
+    (alone,) = train(1, tmp_path / "alone", steps=8, resume=last, **(asked | {"strategy": "single"}))
+    expected = [keys for pair in zip(*(rank["keys"] for rank in undisturbed), strict=True) for keys in pair]
+    seen = [keys for pair in zip(*(rank["keys"] for rank in first), strict=True) for keys in pair]
+    assert seen + alone["keys"] == expected[:13]
