@@ -13,8 +13,9 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 quickstart: $(STAMP)
 	$(BIN)/python -m dex.fit
 
+# Two files at a time on a thread each: most tests are too small to fill two cores.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 setup: $(STAMP)
 
