@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     bench.for_inference()
     figures["forward"] = bench.measure(bench.forward, arguments.repeats)
     calls = bench.count_calls()
-    video = bench.measure(lambda: bench.video(arguments.frames, arguments.steps), 1)
+    video = bench.measure(lambda: bench.video(arguments.frames, bench.settings(arguments.steps)), 1)
     figures["video"] = video | {"frames": arguments.frames, "steps": arguments.steps} | calls
     for name in ("forward", "training_step", "video"):
         print(name, ", ".join(f"{key} {value}" for key, value in figures[name].items()))
@@ -82,7 +82,10 @@ def network_config(path: Path | None) -> AnimatorConfig:
     if path is None:
         return AnimatorConfig()
     try:
-        return AnimatorConfig(**yaml.safe_load(path.read_text())["model"]["init_args"]["network"])
+        model = yaml.safe_load(path.read_text())["model"]
+        if not model["class_path"].endswith(".Animator"):
+            raise KeyError(model["class_path"])
+        return AnimatorConfig(**model["init_args"].get("network", {}))
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: no configuration of an animator ({error!r})") from error
 
@@ -138,10 +141,10 @@ class Bench:
         error.backward()
         self.optimizer.step()
 
-    def for_inference(self) -> None:
-        """As an export in half precision is loaded, without what training holds."""
+    def for_inference(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        """As an export, by default in half precision, is loaded, without what training holds."""
         del self.optimizer
-        self.network.requires_grad_(False).eval().to(torch.bfloat16)
+        self.network.requires_grad_(False).eval().to(dtype)
         for parameter in self.network.parameters():
             parameter.grad = None
 
@@ -163,13 +166,15 @@ class Bench:
         self.network.denoiser.register_forward_pre_hook(hook("denoiser_calls"))
         return calls
 
+    def settings(self, steps: int, **guidance: Any) -> SamplerSettings:
+        """The paper's, with windows no longer than the network's."""
+        window = min(24, self.config.frames)
+        return SamplerSettings(steps=steps, window=window, overlap=min(4, self.config.frames // 2), **guidance)
+
     @torch.inference_mode()
-    def video(self, frames: int, steps: int) -> None:
+    def video(self, frames: int, settings: SamplerSettings) -> None:
         codes = torch.randn(frames, self.config.expression_dim)
         motion = zip(self.poses(frames).cpu(), codes, strict=True)
-        settings = SamplerSettings(
-            steps=steps, window=min(24, self.config.frames), overlap=min(4, self.config.frames // 2)
-        )
         for _ in sample(self.network, self.latents(1)[0], self.poses(), motion, settings):
             pass
 

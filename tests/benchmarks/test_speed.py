@@ -1,0 +1,91 @@
+"""The speed benchmarks run from the command line at toy size, and their figures hold together."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+
+
+def run(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
+        capture_output=True, text=True, timeout=400, cwd=ROOT, check=False,
+    )  # fmt: skip
+
+
+def figures_of(module: str, report: Path, *arguments: str | Path) -> dict[str, Any]:
+    done = run(module, "--device", "cpu", "--json", report, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "| of matrix rate |" in done.stdout
+    figures: dict[str, Any] = json.loads(report.read_text())
+    return figures
+
+
+@pytest.mark.slow
+def test_training_step_is_split_and_options_are_compared(tmp_path: Path) -> None:
+    figures = figures_of(
+        "train_speed", tmp_path / "report.json", "--config", CONFIGS / "animator_quick.yaml", "--random",
+        "--rounds", "1", "--steps", "2", "--warm-up", "1", "--options", "sdpa", "fused", "latent_cache",
+        "gradient_checkpointing", "--", "--data.init_args.batch_size=1",
+    )  # fmt: skip
+    assert list(figures["variants"]) == ["base", "sdpa", "fused", "latent_cache", "gradient_checkpointing"]
+    assert figures["random"]
+    for row in figures["variants"].values():
+        assert sum(row["split_ms"].values()) == pytest.approx(row["step_ms"])
+        assert all(row["split_ms"][name] > 0 for name in ("forward", "backward", "optimiser", "EMA"))
+        assert 0 < row["matrix_share"] < 1
+        assert row["floor_ms"] < row["step_ms"]
+        assert row["peak_gb"] > 0.1
+    assert figures["variants"]["base"]["speed_up"] == 1
+    assert figures["variants"]["sdpa"]["on"] is False
+
+
+@pytest.mark.slow
+def test_stage_1_is_measured_with_its_discriminators_penalty(tmp_path: Path) -> None:
+    figures = figures_of(
+        "train_speed", tmp_path / "report.json", "--config", CONFIGS / "quickstart.yaml", "--rounds", "1",
+        "--steps", "2", "--warm-up", "1", "--options", "none", "--", "--data.init_args.batch_size=1",
+        "--model.init_args.loss.adversarial=0.1",
+    )  # fmt: skip
+    assert list(figures["variants"]) == ["base"]
+    assert figures["counted"]["tflop_per_sample"] > 0
+
+
+@pytest.mark.slow
+def test_sampler_decoders_and_one_pass_are_measured(tmp_path: Path) -> None:
+    figures = figures_of("sample_speed", tmp_path / "report.json", "--frames", "6", "--steps", "12", "--rounds", "1")
+    rows = figures["rows"]
+    assert list(rows)[-4:] == ["decoder, VAE", "decoder, TAESD", "decoder, space-to-depth", "motion trainer"]
+    late, at_once, unguided = (
+        rows[f"sampler, {name}"]["unet_calls"] for name in ("late expression", "expression at once", "unguided")
+    )
+    assert at_once == 2 * unguided
+    assert unguided < late <= at_once + 5 * unguided / 12  # a third branch while two of them blend
+    assert all(row["ms_per_frame"] > 0 and row["peak_gb"] > 0 for row in rows.values())
+    assert rows["decoder, space-to-depth"]["tflop_per_frame"] == 0
+    assert all(row["tflop_per_frame"] > 0 for name, row in rows.items() if name != "decoder, space-to-depth")
+    assert all(0 <= row["matrix_share"] < 1 for row in rows.values())
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("model: [")
+    overlay = CONFIGS / "strategy" / "fsdp.yaml"
+    for module, wrong, said in (
+        ("train_speed", ["--config", broken], "no configuration"),
+        ("train_speed", ["--config", overlay], "An overlay follows the config it changes"),
+        ("sample_speed", ["--config", broken], "no configuration"),
+        ("sample_speed", ["--frames", "0"], "must be at least 1"),
+        ("scaling", ["--config", broken], "no configuration"),
+    ):
+        done = run(module, *wrong)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert said in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1
