@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dex.checkpoint import stored
 from dex.motion.encoders import save_generator
@@ -17,6 +18,9 @@ from dex.motion.generator import MotionGenerator
 from tests.motion.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
+# Share of the way trained by which runs alike may be apart: 0.008 for stage 1, 1e-5 for stage 2;
+# with half of the samples 0.57, 0.71.
+AS_ONE = 0.05
 STAGES = ("motion", "image", "video")  # of training: stage 1, and the two phases of stage 2
 
 
@@ -58,6 +62,15 @@ def mean_losses(ranks: list[dict[str, Any]]) -> list[float]:
     return [sum(losses) / len(losses) for losses in zip(*(rank["losses"] for rank in ranks), strict=True)]
 
 
+def apart(run: Path, reference: Path) -> float:
+    """Distance of two moving averages, as a share of how far training has moved the second."""
+    a, b, start = (
+        torch.cat([tensor.double().flatten() for _, tensor in sorted(load_file(path).items())])
+        for path in (run / "average.safetensors", reference / "average.safetensors", reference / "start.safetensors")
+    )
+    return ((a - b).norm() / (b - start).norm()).item()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_train_as_one_process_on_all_their_samples(stage: str, encoders: str, tmp_path: Path) -> None:
@@ -67,7 +80,8 @@ def test_two_ranks_train_as_one_process_on_all_their_samples(stage: str, encoder
     for strategy in ("ddp", "fsdp", "hybrid") if stage == "motion" else ("ddp", "fsdp"):
         two = train(2, tmp_path / strategy, strategy=strategy, validate=1, **asked)
         assert mean_losses(two) == pytest.approx(one["losses"], rel=1e-4), strategy
-        assert two[0]["average"] == pytest.approx(one["average"], rel=1e-3, abs=1e-3), strategy
+        # Adam turns what rounding leaves of a gradient of zero into a whole step, so that single weights may differ.
+        assert apart(tmp_path / strategy, tmp_path / "one") < AS_ONE, strategy
         assert two[0]["output"] == two[1]["output"] == pytest.approx(one["output"], rel=1e-3, abs=0.1), strategy
         assert two[0]["keys"] != two[1]["keys"], strategy
         assert [a + b for a, b in zip(two[0]["keys"], two[1]["keys"], strict=True)] == one["keys"], strategy

@@ -2,7 +2,8 @@
 
 JSON: stage ("motion", "image", "video"), strategy ("single", "ddp", "fsdp", "hybrid"), ranks, steps, folder, and
 optionally resume (a checkpoint), every, encoders. Each rank writes folder/rank-R.json: losses and sample keys of its
-steps, and what the moving average makes of one batch. A single process stands in for `virtual` ranks: it trains on all
+steps, and what the moving average makes of one batch; the first also average.safetensors, and start.safetensors with
+what it was before the first step. A single process stands in for `virtual` ranks: it trains on all
 of their samples at once, so that its steps are those of the ranks together.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dex.animator import trainer as animator_trainer
@@ -99,11 +101,20 @@ class Record(L.Callback):
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.keys: list[list[str]] = []
+        self.start: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.start = averaged(module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, _: Any, batch: Batch, __: int) -> None:
         name = "loss/total" if isinstance(module, MotionTrainer) else "loss/denoising"
         self.losses.append(trainer.callback_metrics[name].item())
         self.keys.append(batch.key)
+
+
+def averaged(module: Any) -> dict[str, Tensor]:
+    """A copy of the whole moving average; every rank must ask."""
+    return {name: whole(tensor).clone().contiguous() for name, tensor in module.average.state_dict().items()}
 
 
 def same_noise_for_each_sample(virtual: int) -> None:
@@ -179,7 +190,7 @@ def main(asked: dict[str, Any]) -> None:
         print(f"preempted: {ended}")
     batch = to_float(next(iter(Together(size=32, batch_size=2, drivers=2, workers=0, val_batches=2).val_dataloader())))
     made = output(module, batch) if asked.get("output", True) else None
-    average = {name: whole(tensor) for name, tensor in module.average.state_dict().items()}
+    average = averaged(module)
     said = {
         "losses": record.losses,
         "keys": record.keys,
@@ -187,6 +198,9 @@ def main(asked: dict[str, Any]) -> None:
         "average": {name: tensor.double().sum().item() for name, tensor in average.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
+    if trainer.is_global_zero:
+        save_file(average, folder / "average.safetensors")
+        save_file(record.start, folder / "start.safetensors")
     (folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(said))
 
 
