@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from dex import checkpoint
 from dex.callbacks.checkpoints import Checkpoints, Preempted
 from dex.callbacks.log_lines import LogLines
+from dex.callbacks.monitor import Monitor
 from dex.callbacks.preview import Preview
 from dex.callbacks.throughput import Throughput
 from dex.data.shards import write_atomic
@@ -52,6 +53,7 @@ class FitCLI(LightningCLI):
         )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Preview, "preview")
+        parser.add_lightning_class_args(Monitor, "monitor")
         parser.add_lightning_class_args(Throughput, "throughput")
 
     @property

@@ -243,16 +243,27 @@ class Animator(L.LightningModule):
     def conditions(self, batch: Batch, source_latent: Float[Tensor, "B c h w"]) -> Conditions:
         """P_s, P_d and e read by the frozen encoders; the reference read from the source's latent."""
         pose_view = batch.driving if batch.pose_view is None else batch.pose_view
-        shape = batch.driving.shape[:2]
-        source_pose = self.encoders.read_pose(batch.source)
-        driving_pose = self.encoders.read_pose(pose_view.flatten(0, 1))
-        _, expression = self.encoders.read_motion(batch.expression_view.flatten(0, 1))
+        return self.conditions_of(batch.source, pose_view, batch.expression_view, source_latent)
+
+    def conditions_of(
+        self,
+        source: Float[Tensor, "B 3 H W"],
+        pose_view: Float[Tensor, "B K 3 H W"],
+        expression_view: Float[Tensor, "B K 3 H W"],
+        source_latent: Float[Tensor, "B c h w"],
+    ) -> Conditions:
+        """The same of pictures."""
+        shape = pose_view.shape[:2]
         return Conditions(
-            source_pose=source_pose.float(),
-            driving_pose=driving_pose.float().unflatten(0, shape),
+            source_pose=self.encoders.read_pose(source).float(),
+            driving_pose=self.encoders.read_pose(pose_view.flatten(0, 1)).float().unflatten(0, shape),
             reference=self.network.encode_reference(source_latent),
-            expression=expression.float().unflatten(0, shape),
+            expression=self.read_codes(expression_view.flatten(0, 1)).float().unflatten(0, shape),
         )
+
+    def read_codes(self, pictures: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N E"]:
+        """e, by the frozen encoders."""
+        return self.encoders.read_motion(pictures)[1]
 
     def dropped(self, conditions: Conditions, random: torch.Generator) -> Conditions:
         """Condition dropout, drawn anew for each sample."""
@@ -330,6 +341,18 @@ class Animator(L.LightningModule):
                 latents = sample(network, latent, told.source_pose[i], motion, self.sampler, self.schedule)
                 made.append(torch.stack(list(decode_frames(self.codec, latents))))
         return torch.stack(made)
+
+    @torch.no_grad()
+    def animate(
+        self,
+        source: Float[Tensor, "N 3 H W"],
+        pose_view: Float[Tensor, "N 3 H W"],
+        expression_view: Float[Tensor, "N 3 H W"],
+    ) -> Float[Tensor, "N 3 H W"]:
+        """One picture of each source, each drawn by itself from the same noise; in [-1, 1]."""
+        latent = self.codec.encode(source)
+        told = self.conditions_of(source, pose_view[:, None], expression_view[:, None], latent)
+        return self.reenact(latent, told)[:, 0]
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self.evaluation.compute().items()})

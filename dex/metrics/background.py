@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -22,9 +24,10 @@ class BackgroundDrift(Metric):
     higher_is_better = False
     full_state_update = False
 
-    def __init__(self, dilation: float = 0.03) -> None:
-        """`dilation`: margin around the heads, share of the picture's shorter side; hair and soft edges lie in it."""
-        super().__init__()
+    def __init__(self, dilation: float = 0.03, **kwargs: Any) -> None:
+        """`dilation`: margin around the heads, share of the picture's shorter side; hair and soft edges lie in it;
+        `kwargs` of torchmetrics' `Metric`."""
+        super().__init__(**kwargs)
         self.dilation = dilation
         for name in ("outside", "inside"):
             self.add_state(f"{name}_change", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")

@@ -321,14 +321,36 @@ class MotionTrainer(L.LightningModule):
 
     def reenact(self, batch: Batch) -> Generated:
         """Î by the moving average, without augmentation: pose from `pose_view`, expression from `expression_view`."""
-        drivers = batch.driving.shape[1]
         pose_view = batch.driving if batch.pose_view is None else batch.pose_view
-        source_pose = self.average.pose_encoder(batch.source)
+        return self.driven(batch.source, pose_view, batch.expression_view)
+
+    def driven(
+        self,
+        source: Float[Tensor, "B 3 H W"],
+        pose_view: Float[Tensor, "B K 3 H W"],
+        expression_view: Float[Tensor, "B K 3 H W"],
+    ) -> Generated:
+        """Each source in the poses of its K pose drivers and the expressions of its K expression drivers."""
+        drivers = pose_view.shape[1]
+        source_pose = self.average.pose_encoder(source)
         driving_pose = self.average.pose_encoder(pose_view.flatten(0, 1)).unflatten(0, (-1, drivers))
-        expression = self.average.read_motion(batch.expression_view.flatten(0, 1))[1].unflatten(0, (-1, drivers))
-        return Generated(
-            self.average(batch.source, source_pose, driving_pose, expression), source_pose, driving_pose, expression
-        )
+        expression = self.read_codes(expression_view.flatten(0, 1)).unflatten(0, (-1, drivers))
+        fake = self.average(source, source_pose, driving_pose, expression)
+        return Generated(fake, source_pose, driving_pose, expression)
+
+    @torch.no_grad()
+    def animate(
+        self,
+        source: Float[Tensor, "N 3 H W"],
+        pose_view: Float[Tensor, "N 3 H W"],
+        expression_view: Float[Tensor, "N 3 H W"],
+    ) -> Float[Tensor, "N 3 H W"]:
+        """One picture of each source, by the moving average, in about [-1, 1]."""
+        return self.driven(source, pose_view[:, None], expression_view[:, None]).fake[:, 0]
+
+    def read_codes(self, pictures: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N E"]:
+        """e, by the moving average."""
+        return self.average.read_motion(pictures)[1]
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self.evaluation.compute().items()})

@@ -21,6 +21,10 @@ ROOT = Path(__file__).parents[2]
 # Share of the way trained by which runs alike may be apart: 0.008 for stage 1, 1e-5 for stage 2;
 # with half of the samples 0.57, 0.71.
 AS_ONE = 0.05
+# Of the monitor's figures: what is read from the noise of an untrained network hangs on its last digits.
+SMOOTH = (
+    "probe_r2/pose_from_expression", "probe_r2/identity_from_expression", "code_deviation", "background_drift"
+)  # fmt: skip
 STAGES = ("motion", "image", "video")  # of training: stage 1, and the two phases of stage 2
 
 
@@ -127,3 +131,21 @@ def test_a_sharded_run_resumes_exactly_and_other_ranks_take_up_the_data(
     expected = [keys for pair in zip(*(rank["keys"] for rank in undisturbed), strict=True) for keys in pair]
     seen = [keys for pair in zip(*(rank["keys"] for rank in first), strict=True) for keys in pair]
     assert seen + alone["keys"] == expected[:13]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["motion", "image"])
+def test_the_monitor_reads_the_same_on_one_rank_and_on_two_and_changes_no_loss(
+    stage: str, encoders: str, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"stage": stage, "encoders": encoders, "steps": 2}
+    (one,) = train(1, tmp_path / "one", strategy="single", virtual=2, monitor=True, **asked)
+    (without,) = train(1, tmp_path / "without", strategy="single", virtual=2, **asked)
+    assert one["losses"] == without["losses"]
+    assert {"I_pp", "I_ee", "I_pe", "I_ep", "probe_r2/pose_from_expression"} <= one["figures"].keys()
+    for strategy in ("ddp", "fsdp"):
+        first, second = train(2, tmp_path / strategy, strategy=strategy, monitor=True, **asked)
+        assert second["figures"] == {}
+        assert first["figures"].keys() == one["figures"].keys()
+        for name in SMOOTH:
+            assert first["figures"][name] == pytest.approx(one["figures"][name], rel=0.01, abs=0.01), (strategy, name)

@@ -1,10 +1,10 @@
 """One rank of a small training, for tests: `python -m tests.distributed.training JSON` under a launcher's variables.
 
 JSON: stage ("motion", "image", "video"), strategy ("single", "ddp", "fsdp", "hybrid"), ranks, steps, folder, and
-optionally resume (a checkpoint), every, encoders. Each rank writes folder/rank-R.json: losses and sample keys of its
-steps, and what the moving average makes of one batch; the first also average.safetensors, and start.safetensors with
-what it was before the first step. A single process stands in for `virtual` ranks: it trains on all
-of their samples at once, so that its steps are those of the ranks together.
+optionally resume (a checkpoint), every, encoders, monitor. Each rank writes folder/rank-R.json: losses and sample keys
+of its steps, and what the moving average makes of one batch; the first also average.safetensors, and start.safetensors
+with what it was before the first step. A single process stands in for `virtual` ranks: it trains on all of their
+samples at once, so that its steps are those of the ranks together.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from dex.animator.sampler import SamplerSettings
 from dex.animator.trainer import Animator, AnimatorOptimisation, DiffusionLoss
 from dex.batch import Batch, to_float
 from dex.callbacks.checkpoints import Checkpoints, Preempted
+from dex.callbacks.monitor import Monitor
 from dex.data.augment import ExpressionAugmentation, PoseAugmentation
 from dex.data.synthetic.module import SyntheticHeads
 from dex.motion import trainer as motion_trainer
@@ -168,13 +169,14 @@ def main(asked: dict[str, Any]) -> None:
     saves = Checkpoints(str(folder), every_n_steps=asked.get("every", 1000), agree_every_n_steps=1)
     saves.resume = Path(asked["resume"]) if "resume" in asked else None
     saves.listen()
+    monitors = [Monitor(every_n_steps=2, tuples=2, identities=5)] if asked.get("monitor") else []
     trainer = L.Trainer(
         max_steps=asked["steps"],
         accelerator="cpu",
         devices=asked.get("ranks", 1),
         strategy=strategy(asked["strategy"]),
         logger=False,
-        callbacks=[record, saves],
+        callbacks=[record, saves, *monitors],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -195,6 +197,7 @@ def main(asked: dict[str, Any]) -> None:
         "losses": record.losses,
         "keys": record.keys,
         "output": made,
+        "figures": monitors[0].figures if monitors else {},
         "average": {name: tensor.double().sum().item() for name, tensor in average.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,154 @@
+"""How far a checkpoint keeps pose and expression apart: `python -m benchmarks.disentanglement RUN [--json FILE]`.
+
+Synthetic heads that no training saw, as in the monitor of training (`dex.reading`, docs/monitor.md), with 95 %
+intervals over tuples of identities. RUN is a run or an export of either stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.utils import save_image
+
+from benchmarks.results import environment, git_state
+from dex.animation.backends import Backend, load_backend
+from dex.data.shards import file_sha256, write_atomic
+from dex.data.synthetic.controls import NAMES
+from dex.metrics.statistics import bca
+from dex.reading.measure import (
+    Measured,
+    cross_talk,
+    influence_of,
+    is_measurable,
+    measure,
+    outputs,
+    probes,
+    squared_distances,
+    with_leaks,
+)
+from dex.reading.own import cpu_count
+from dex.reading.pictures import tuples_picture
+from dex.reading.tuples import STRATA, Tuples, make_faces, make_tuples
+
+RESAMPLES = 2000
+MATRIX = ("I_pp", "I_ee", "I_pe", "I_ep")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.disentanglement", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run, or a folder of python -m dex.export")
+    parser.add_argument("--tuples", type=int, default=64, help="sources, each with two drivers")
+    parser.add_argument("--stratum", choices=STRATA, help="degrees of the drivers' yaw; all of them if not given")
+    parser.add_argument("--seed", type=int, default=0, help="of the tuples, and of the sampler's noise")
+    parser.add_argument("--steps", type=int, help="of the diffusion sampler")
+    parser.add_argument("--guidance", type=float, help="of the diffusion sampler")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--picture", type=Path, help="write outputs beside their truth there, as PNG")
+    asked = parser.parse_args()
+    try:
+        report(asked)
+    except (ValueError, OSError) as error:  # ExportError among them
+        sys.exit(f"error: {error}")
+
+
+def report(asked: argparse.Namespace) -> None:
+    """Measures, prints, writes. Raises ValueError for a checkpoint that is none."""
+    if asked.tuples < 2 or asked.seed < 0:
+        raise ValueError(f"--tuples {asked.tuples}, --seed {asked.seed}: need at least 2 and 0")
+    backend = load_backend(asked.run, None, None, asked.seed, asked.steps, asked.guidance)
+    tuples = make_tuples(asked.tuples, backend.size, asked.seed, "test", asked.stratum)
+    own = cross_talk(tuples, cpu_count())
+    cpu = torch.device("cpu")
+    found = measure(outputs(animate_by(backend), tuples, cpu), tuples, cpu_count())
+    codes = probes(
+        lambda pictures: backend.read_motion(pictures)[1], make_faces(64, 8, backend.size, split="test"), cpu
+    )
+    figures = {**(with_leaks(found.figures, own) if is_measurable(own) else found.figures), **codes}
+    between = intervals(found, tuples, own)
+    print(table(figures, between, own))
+    if asked.picture:
+        asked.picture.parent.mkdir(parents=True, exist_ok=True)
+        save_image(tuples_picture(tuples, found, 8), asked.picture)
+    if asked.json:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "figures": figures,
+            "ci95": between,
+            "estimator": own,
+            "asked": {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()},
+            "model": provenance(asked.run, backend),
+            "environment": environment(),
+            **git_state(),
+        }
+        write_atomic(asked.json, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def animate_by(backend: Backend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """One picture a source, through the interface that makes videos."""
+
+    def animate(source: Tensor, pose: Tensor, expression: Tensor) -> Tensor:
+        source_pose, poses, codes = (
+            backend.read_motion(source)[0],
+            backend.read_motion(pose)[0],
+            backend.read_motion(expression)[1],
+        )
+        made = [
+            next(iter(backend.animate(one, at, [(to, code)])))
+            for one, at, to, code in zip(source, source_pose, poses, codes, strict=True)
+        ]
+        return torch.from_numpy(np.stack(made)).movedim(-1, 1).float() / 127.5 - 1
+
+    return animate
+
+
+def intervals(found: Measured, tuples: Tuples, own: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Of the matrix, and of S where the estimator is good enough; every tuple has three identities of its own."""
+    clusters = squared_distances(found.readings, tuples).T.numpy()
+
+    def interval(number: Callable[[dict[str, float]], float]) -> tuple[float, float]:
+        def statistic(totals: np.ndarray) -> np.ndarray:
+            return np.array([number(influence_of(torch.from_numpy(total))) for total in totals])
+
+        return bca(clusters, statistic, RESAMPLES)
+
+    between = {name: interval(lambda matrix, name=name: matrix[name]) for name in MATRIX}  # type: ignore[misc]
+    if is_measurable(own):
+        between["S"] = interval(lambda matrix: with_leaks(matrix, own)["S"])
+    return between
+
+
+def provenance(run: Path, backend: Backend) -> dict[str, Any]:
+    """What the figures are of."""
+    folder = run / "export" if (run / "export").is_dir() else run
+    weights = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+    return {"checkpoint_sha256": weights, **backend.provenance}
+
+
+def table(figures: Mapping[str, float], between: Mapping[str, tuple[float, float]], own: Mapping[str, float]) -> str:
+    """Markdown: gains with leaks, and beside them what the estimator does on renders of the truth."""
+    rows = ["| | found | 95 % | estimator's own |", "| --- | --- | --- | --- |"]
+    names = [*MATRIX, "L_pe", "L_ep", "S", "probe_r2/pose_from_expression", "probe_r2/identity_from_expression"]
+    names += ["background_drift", "residual", "r2/expression", *(f"gain/{name}" for name in NAMES)]
+    for name in names:
+        if name in figures:
+            span = "{:.3f} … {:.3f}".format(*between[name]) if name in between else ""
+            mine = f"{own[name]:.3f}" if name in own else ""
+            rows.append(f"| {name} | {figures[name]:.3f} | {span} | {mine} |")
+    if not is_measurable(own):
+        rows.append(
+            f"\nleaks and S are not measurable: the estimator reads expression with R² {own['r2/expression']:.2f}, "
+            f"cross-talk {own['I_ep']:.2f}"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()

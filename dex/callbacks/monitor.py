@@ -1,0 +1,102 @@
+"""How far pose and expression are apart while a module learns: figures, pictures and a verdict in TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dex.batch import Batch
+from dex.reading.measure import Measured, is_measurable, measure, outputs, probes, with_leaks
+from dex.reading.own import cpu_count, own_figures
+from dex.reading.pictures import influence_picture, tuples_picture
+from dex.reading.tuples import Faces, Tuples, make_faces, make_tuples
+from dex.reading.verdict import alarms, verdict
+from dex.sharding import sharded
+
+TAG = "disentanglement"
+
+
+class Monitor(L.Callback):
+    """Every `every_n_steps` steps the fixed tuples of `dex.reading` through the module's moving average.
+
+    Synthetic heads, whatever the training's data: their truth is exact. One rank reads and logs; where weights are
+    sharded all ranks draw, since all must. Nothing here touches the random numbers of training: a run with the monitor
+    has the losses of a run without. docs/monitor.md says what the figures mean.
+    """
+
+    def __init__(self, every_n_steps: int = 10_000, tuples: int = 64, identities: int = 64, seed: int = 0) -> None:
+        """
+        Args:
+            every_n_steps: between two measurements.
+            tuples: of a source and two drivers, three pictures each.
+            identities: eight pictures of each are encoded for the probes.
+            seed: of the tuples.
+        """
+        for name, value, least in (
+            ("every_n_steps", every_n_steps, 1),
+            ("tuples", tuples, 2),
+            ("identities", identities, 5),
+        ):
+            if value < least:
+                raise ValueError(f"monitor.{name} is {value}, need at least {least}")
+        self.every_n_steps, self.count, self.identities, self.seed = every_n_steps, tuples, identities, seed
+        self.figures: dict[str, float] = {}  # the newest
+        self.tuples: Tuples | None = None
+        self.faces: Faces | None = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every_n_steps or not (trainer.is_global_zero or sharded(pl_module)):
+            return
+        size = batch.source.shape[-1]
+        if self.tuples is None or self.faces is None:
+            self.tuples = make_tuples(self.count, size, self.seed)
+            self.faces = make_faces(self.identities, 8, size, self.seed)
+        found = self.measured(pl_module, self.tuples, self.faces)
+        if trainer.is_global_zero and found is not None:
+            self.report(trainer, found, size)
+
+    @torch.no_grad()
+    def measured(self, module: Any, tuples: Tuples, faces: Faces) -> Measured | None:
+        """None on the ranks that only draw. `module`: a MotionTrainer or an Animator."""
+        drawn = outputs(module.animate, tuples, module.device)
+        codes = probes(module.read_codes, faces, module.device)
+        if not module.trainer.is_global_zero:
+            return None
+        found = measure(drawn, tuples, cpu_count())
+        found.figures.update(codes)
+        return found
+
+    def report(self, trainer: L.Trainer, found: Measured, size: int) -> None:
+        """TensorBoard, and a line where something leaks."""
+        assert self.tuples is not None
+        own = own_figures(self.tuples, self.count, size, self.seed)
+        figures = with_leaks(found.figures, own) if is_measurable(own) else dict(found.figures)
+        self.figures = figures
+        losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
+        wrong = alarms(figures | losses)
+        step = trainer.global_step - 1  # as Lightning numbers a step's own figures
+        for logger in trainer.loggers:
+            logger.log_metrics(tagged(figures, own), step=step)
+            if isinstance(logger, TensorBoardLogger):
+                board = logger.experiment
+                board.add_image(f"{TAG}/influence_matrix", influence_picture(figures), step)
+                board.add_image(f"{TAG}/tuples", tuples_picture(self.tuples, found), step)
+                board.add_text(f"{TAG}/verdict", verdict(figures | losses, own, wrong), step)
+        state = "; ".join(f"{alarm.name}: {alarm.found}" for alarm in wrong) or "healthy"
+        gains = ", ".join(f"{name} {figures[name]:.2f}" for name in ("I_pp", "I_ee", "I_pe", "I_ep"))
+        print(f"monitor at step {trainer.global_step}: {gains}; {state}", flush=True)
+
+
+def tagged(figures: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+    """By TensorBoard tag: gains of controls and probes have folders of their own."""
+    named = {(name if name.startswith("probe_r2/") else f"{TAG}/{name}"): value for name, value in figures.items()}
+    phi = {f"{TAG}/estimator_{name}": own[name] for name in ("I_pe", "I_ep")}
+    return {name: value for name, value in (named | phi).items() if not math.isnan(value)}

@@ -1,0 +1,1 @@
+"""How disentangled a model is, measured on synthetic heads: what their pictures show is read back and compared."""

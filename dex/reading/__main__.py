@@ -1,0 +1,54 @@
+"""The estimator's own figures on renders of the truth: `python -m dex.reading [--tuples N] [--size S] [--write]`.
+
+`--write` measures the usual sets of tuples and stores them in cross_talk.json, where the monitor looks them up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+
+from dex.data.shards import write_atomic
+from dex.data.synthetic.controls import NAMES
+from dex.motion.evaluation import POSE_COMPONENTS
+from dex.reading.measure import cross_talk, is_measurable
+from dex.reading.own import KNOWN, USUAL, cpu_count, key
+from dex.reading.tuples import STRATA, make_tuples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dex.reading", description=__doc__)
+    parser.add_argument("--tuples", type=int, default=64, help="sources, each with two drivers")
+    parser.add_argument("--size", type=int, default=64, help="pixels, both sides")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stratum", choices=STRATA, help="degrees of the drivers' yaw; all of them if not given")
+    parser.add_argument("--write", action="store_true", help="measure the usual sets and store them")
+    asked = parser.parse_args()
+    if asked.tuples < 2 or asked.size < 16 or asked.seed < 0:
+        sys.exit(f"error: --tuples {asked.tuples}, --size {asked.size}, --seed {asked.seed}: need ≥ 2, ≥ 16 and ≥ 0")
+    if asked.write:
+        known = {key(count, size, 0): cross_talk(make_tuples(count, size), cpu_count()) for count, size in USUAL}
+        write_atomic(KNOWN, (json.dumps(known, indent=1) + "\n").encode())
+        print(f"{KNOWN}: {len(known)} sets of tuples")
+        return
+    tuples = make_tuples(asked.tuples, asked.size, asked.seed, stratum=asked.stratum)
+    begun = time.perf_counter()
+    print(table(cross_talk(tuples, cpu_count())))
+    print(f"{3 * asked.tuples} pictures in {time.perf_counter() - begun:.1f} s")
+
+
+def table(own: Mapping[str, float]) -> str:
+    """Markdown."""
+    rows = [(f"R² of {name}", own[f"r2/{name}"]) for name in (*POSE_COMPONENTS, "expression")]
+    rows += [("gain I_pp", own["I_pp"]), ("gain I_ee", own["I_ee"])]
+    rows += [("cross-talk φ_pe", own["I_pe"]), ("cross-talk φ_ep", own["I_ep"])]
+    rows += [(f"gain of {name}", own[f"gain/{name}"]) for name in NAMES]
+    lines = ["| on renders of the truth | |", "| --- | --- |", *(f"| {name} | {value:.3f} |" for name, value in rows)]
+    return "\n".join([*lines, f"\nmeasurable: {'yes' if is_measurable(own) else 'no'}"])
+
+
+if __name__ == "__main__":
+    main()

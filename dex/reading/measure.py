@@ -1,0 +1,161 @@
+"""From a model to the figures of its disentanglement: outputs of the fixed tuples, read, compared with the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dex.batch import picture_to_float, to_unit
+from dex.data.synthetic.controls import NAMES, to_blendshapes
+from dex.metrics.background import BackgroundDrift
+from dex.metrics.influence import FACTORS, Reading, influence_matrix, leak, selectivity
+from dex.metrics.probes import identity_accuracy, pose_targets, ridge_r2
+from dex.motion.evaluation import POSE_COMPONENTS, pose_components
+from dex.reading.fit import Fit, read
+from dex.reading.tuples import EDITS, Faces, Tuples, parts
+
+AT_ONCE = 16  # tuples, or pictures to encode
+# An estimator counts where it reads renders of the truth at least so well (BENCHMARK.md's conditions).
+LEAST_R2, MOST_CROSS_TALK = 0.9, 0.15
+
+# (source, pose driver, expression driver) → outputs; codes of pictures. All (N, 3, H, W) in [-1, 1]
+Animate = Callable[[Tensor, Tensor, Tensor], Tensor]
+Encode = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`figures` by name; `outputs` in [0, 1] after each edit, and what was read from them."""
+
+    figures: dict[str, float]
+    outputs: dict[str, Float[Tensor, "N 3 H W"]]
+    readings: dict[str, Fit] = field(default_factory=dict)
+
+
+def outputs(animate: Animate, tuples: Tuples, device: torch.device) -> dict[str, Float[Tensor, "N 3 H W"]]:
+    """g(s, a, a), g(s, b, a), g(s, a, b), in [0, 1] on the CPU."""
+    made: dict[str, list[Tensor]] = {edit: [] for edit in EDITS}
+    for part in parts(len(tuples), AT_ONCE):
+        source, a, b = (
+            picture_to_float(pictures[part].to(device)) for pictures in (tuples.source, *tuples.driver.unbind())
+        )
+        for edit in EDITS:
+            drawn = animate(source, b if edit == "pose" else a, b if edit == "expression" else a)
+            made[edit].append(to_unit(drawn).cpu())
+    return {edit: torch.cat(drawn) for edit, drawn in made.items()}
+
+
+def truths(tuples: Tuples) -> dict[str, Float[Tensor, "N 3 H W"]]:
+    """The oracle's outputs."""
+    return {edit: picture.float() / 255 for edit, picture in zip(EDITS, tuples.truth, strict=True)}
+
+
+def measure(made: Mapping[str, Tensor], tuples: Tuples, threads: int = 1) -> Measured:
+    """Influence of pose and expression on outputs, gain of every control, and background drift.
+
+    I_pp, I_ee, I_pe, I_ep and their uses are those of `dex.metrics.influence`, over blendshape coefficients;
+    `gain/CONTROL` is the slope of what a control did under an expression edit against what it was to do, 1 where it
+    follows; `pose_error_deg` is against the pose asked for; `residual` says how well the readings explain the pictures.
+    """
+    readings = {edit: _read(tuples, made[edit], edit, threads) for edit in EDITS}
+    return Measured(figures(readings, made, tuples), dict(made), readings)
+
+
+def _read(tuples: Tuples, pictures: Float[Tensor, "N 3 H W"], edit: str, threads: int) -> Fit:
+    """Begins at the source's pose or at a driver's, whichever looks more like the picture."""
+    starts = torch.stack([tuples.asked_pose(edit), *tuples.pose, tuples.source_pose], dim=1)
+    return read(tuples.heads, pictures, starts, threads)
+
+
+def as_reading(pose: Float[Tensor, "N 3 4"], controls: Float[Tensor, "N C"]) -> Reading:
+    return Reading(pose, torch.from_numpy(to_blendshapes(controls.numpy())))
+
+
+def squared_distances(readings: Mapping[str, Fit], tuples: Tuples) -> Float[Tensor, "6 N"]:
+    """Of each tuple: how far pose moved under the edit of pose, of expression; how far expression did; and how far the
+    drivers are apart in pose, in expression. What influence is made of, row sums in `influence_of`."""
+    none, pose, expression = (as_reading(readings[edit].pose, readings[edit].controls) for edit in EDITS)
+    a, b = (as_reading(*driver) for driver in zip(tuples.pose, tuples.controls, strict=True))
+    by_edit = torch.stack([none.squared_distance(pose), none.squared_distance(expression)], dim=1)
+    return torch.cat([by_edit.flatten(0, 1), a.squared_distance(b)])
+
+
+def influence_of(sums: Float[Tensor, "6"]) -> dict[str, float]:
+    """The matrix."""
+    return {name: float(value) for name, value in influence_matrix(sums[:4].view(2, 2), sums[4:]).items()}
+
+
+def figures(readings: Mapping[str, Fit], made: Mapping[str, Tensor], tuples: Tuples) -> dict[str, float]:
+    """Of outputs and of what was read from them."""
+    found = influence_of(squared_distances(readings, tuples).sum(dim=1))
+    asked = tuples.controls[1] - tuples.controls[0]
+    did = readings["expression"].controls - readings["none"].controls
+    slopes = (asked * did).sum(0) / asked.square().sum(0).clamp_min(1e-9)
+    found |= {f"gain/{name}": float(slope) for name, slope in zip(NAMES, slopes, strict=True)}
+    found |= {f"r2/{name}": value for name, value in accuracy(readings, tuples).items()}
+    found["residual"] = float(torch.cat([fit.residual for fit in readings.values()]).mean())
+    moved = made["expression"] - made["none"]
+    if moved.abs().max() > 0:
+        drift = BackgroundDrift(sync_on_compute=False)  # the other ranks measure nothing and would not answer
+        heads, faces = tuples.head[[0, 2]].transpose(0, 1), tuples.face[[0, 2]].any(dim=0)
+        drift.update(made["expression"], made["none"], heads, faces)
+        found["background_drift"] = float(drift.compute())
+    return found
+
+
+def accuracy(readings: Mapping[str, Fit], tuples: Tuples) -> dict[str, float]:
+    """R² of what was read against what was asked for: of each component of the pose, and of the whole expression."""
+    pose = torch.cat([pose_components(readings[edit].pose) for edit in EDITS]).double()
+    asked_pose = torch.cat([pose_components(tuples.asked_pose(edit)) for edit in EDITS]).double()
+    seen, asked = (
+        torch.from_numpy(to_blendshapes(torch.cat(settings).numpy())).double()
+        for settings in (
+            [readings[edit].controls for edit in EDITS],
+            [tuples.asked_controls(edit) for edit in EDITS],
+        )
+    )
+    errors, spread = (pose - asked_pose).square().sum(0), (asked_pose - asked_pose.mean(0)).square().sum(0)
+    values = dict(zip(POSE_COMPONENTS, (1 - errors / spread).tolist(), strict=True))
+    whole = 1 - (seen - asked).square().sum() / (asked - asked.mean(0)).square().sum()
+    return values | {"expression": float(whole)}
+
+
+def cross_talk(tuples: Tuples, threads: int = 1) -> dict[str, float]:
+    """The estimator's own figures, on renders of the truth: φ as `I_pe` and `I_ep`, its gains, and R²."""
+    return measure(truths(tuples), tuples, threads).figures
+
+
+def is_measurable(own: Mapping[str, float]) -> bool:
+    """Whether the estimator is good enough on these tuples for a leak to be a model's."""
+    accurate = all(own[f"r2/{name}"] >= LEAST_R2 for name in (*POSE_COMPONENTS, "expression"))
+    return accurate and max(own["I_pe"], own["I_ep"]) <= MOST_CROSS_TALK
+
+
+def with_leaks(found: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+    """`L_pe`, `L_ep` and `S` added: leaks less the estimator's own cross-talk, and the weaker of the two controls."""
+    leaks = {f"L_{i}{j}": leak(found[f"I_{i}{j}"], own[f"I_{i}{j}"]) for i, j in (FACTORS, FACTORS[::-1])}
+    return {**found, **leaks, "S": selectivity(found, own)}
+
+
+def probes(encode: Encode, faces: Faces, device: torch.device) -> dict[str, float]:
+    """What a linear probe reads from expression codes that should not be there: `probe_r2/pose_from_expression`, mean
+    R² over the components of the pose, on identities the probe was not fitted on; `probe_r2/identity_from_expression`,
+    accuracy above chance, 1 where every identity is told."""
+    codes = torch.cat(
+        [
+            encode(picture_to_float(faces.pictures[part].to(device))).float().cpu()
+            for part in parts(len(faces.identity), AT_ONCE)
+        ]
+    )
+    pose = float(ridge_r2(codes, pose_targets(faces.pose), faces.identity).nanmean())
+    correct, chance = identity_accuracy(codes, faces.identity)
+    identity = max(0.0, (correct - chance) / (1 - chance))
+    return {
+        "probe_r2/pose_from_expression": pose,
+        "probe_r2/identity_from_expression": identity,
+        "code_deviation": float(codes.std(dim=0).mean()),
+    }

@@ -1,0 +1,49 @@
+"""What the monitor shows: the influence matrix as a heat-map, and the tuples beside what they should have become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from dex.metrics.influence import FACTORS
+from dex.reading.measure import Measured
+from dex.reading.tuples import EDITS, Tuples
+
+CELL = 96  # pixels of the heat-map
+
+
+def influence_picture(figures: Mapping[str, float]) -> Float[Tensor, "3 H W"]:
+    """Rows: what is measured, pose and expression; columns: what was edited. White 0, full colour 1: blue on the
+    diagonal, where it should be, red off it."""
+    picture = Image.new("RGB", (3 * CELL, 3 * CELL), "white")
+    pen = ImageDraw.Draw(picture)
+    big, small = ImageFont.load_default(26), ImageFont.load_default(13)
+    names = {"p": "pose", "e": "expression"}
+    for x, factor in enumerate(FACTORS):
+        pen.text(((x + 1.5) * CELL, 0.6 * CELL), f"edit\n{names[factor]}", "black", small, "mm", align="center")
+        pen.text((0.5 * CELL, (x + 1.5) * CELL), names[factor], "black", small, "mm")
+        for y, measured in enumerate(FACTORS):
+            value = figures[f"I_{measured}{factor}"]
+            strength = float(np.clip(np.nan_to_num(value), 0, 1))
+            full = np.array((40, 90, 200) if measured == factor else (210, 50, 40))
+            colour = tuple(int(c) for c in 255 + strength * (full - 255))
+            corner = ((x + 1) * CELL, (y + 1) * CELL)
+            pen.rectangle((*corner, corner[0] + CELL - 2, corner[1] + CELL - 2), fill=colour)
+            middle = (corner[0] + CELL / 2, corner[1] + CELL / 2)
+            pen.text(middle, f"{value:.2f}", "white" if strength > 0.5 else "black", big, "mm")
+    return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255
+
+
+def tuples_picture(tuples: Tuples, found: Measured, count: int = 6) -> Float[Tensor, "3 H W"]:
+    """Rows of source | a | b, and for each edit output | truth: a's pose and expression, b's pose, b's expression."""
+    count = min(count, len(tuples))
+    columns = [tuples.source[:count].float() / 255, *(pictures[:count].float() / 255 for pictures in tuples.driver)]
+    for edit, truth in zip(EDITS, tuples.truth, strict=True):
+        columns += [found.outputs[edit][:count], truth[:count].float() / 255]
+    return make_grid(torch.stack(columns, dim=1).flatten(0, 1), nrow=len(columns))

@@ -1,0 +1,115 @@
+"""The fixed questions that a model is asked: whose head, in which of two poses, with which of two expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from dex.batch import FACE
+from dex.data.synthetic.controls import sample_controls, to_blendshapes
+from dex.data.synthetic.head import Head, make_head
+from dex.data.synthetic.motion import sample_pose
+from dex.data.synthetic.render import render
+from dex.data.synthetic.splits import YAW_STRATA, identity_seed, yaw_stratum
+from dex.data.synthetic.surface import Array
+
+EDITS = ("none", "pose", "expression")  # a's pose and expression; b's pose; b's expression
+STRATA = tuple(f"{low:.0f}-{high:.0f}" for low, high in YAW_STRATA)
+
+
+@dataclass(frozen=True)
+class Tuples:
+    """N tuples of a source and two drivers a and b, three identities of synthetic heads that no training knows."""
+
+    heads: list[Head]  # of the sources
+    source: Shaped[Tensor, "N 3 H W"]  # uint8, like the drivers' pictures
+    driver: Shaped[Tensor, "2 N 3 H W"]  # a, b
+    source_pose: Float[Tensor, "N 3 4"]
+    pose: Float[Tensor, "2 N 3 4"]
+    controls: Float[Tensor, "2 N C"]
+    truth: Shaped[Tensor, "3 N 3 H W"]  # the source's head after each of `EDITS`, uint8
+    head: Bool[Tensor, "3 N H W"]  # where it is
+    face: Bool[Tensor, "3 N H W"]
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def asked_pose(self, edit: str) -> Float[Tensor, "N 3 4"]:
+        return self.pose[int(edit == "pose")]
+
+    def asked_controls(self, edit: str) -> Float[Tensor, "N C"]:
+        return self.controls[int(edit == "expression")]
+
+
+def make_tuples(count: int, size: int, seed: int = 0, split: str = "val", stratum: str | None = None) -> Tuples:
+    """`count` tuples at size² pixels. Poses of the drivers as training has them, or with the yaw of one of `STRATA`.
+
+    Raises ValueError for a stratum that is none.
+    """
+    if stratum is not None and stratum not in STRATA:
+        raise ValueError(f"stratum {stratum!r}: need one of {', '.join(STRATA)}")
+    rng = np.random.default_rng([0x7A9, seed, STRATA.index(stratum) + 1 if stratum else 0])
+    heads = [[make_head(identity_seed(split, 3 * number + i)) for i in range(3)] for number in range(count)]
+    drawn = [_make_one(rng, three, size, stratum) for three in heads]
+    columns = {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
+    for name in ("driver", "pose", "controls", "truth", "head", "face"):
+        columns[name] = columns[name].transpose(0, 1).contiguous()
+    return Tuples(heads=[three[0] for three in heads], **columns)
+
+
+def _make_one(rng: np.random.Generator, heads: list[Head], size: int, stratum: str | None) -> dict[str, Array]:
+    """The columns of a tuple."""
+    whose, *drivers = heads
+    pose, controls = sample_pose(rng, 3), sample_controls(rng, 3)
+    if stratum is not None:
+        pose[1:] = yaw_stratum(rng, 2, YAW_STRATA[STRATA.index(stratum)])
+    expression = to_blendshapes(controls)
+    source = render(whose, expression[:1], pose[:1], size).image[0]
+    driving = [render(head, expression[i : i + 1], pose[i : i + 1], size).image[0] for i, head in enumerate(drivers, 1)]
+    truth = render(whose, expression[[1, 1, 2]], pose[[1, 2, 1]], size)
+    return {
+        "source": source.transpose(2, 0, 1),
+        "driver": np.stack(driving).transpose(0, 3, 1, 2),
+        "source_pose": pose[0],
+        "pose": pose[1:],
+        "controls": controls[1:],
+        "truth": truth.image.transpose(0, 3, 1, 2),
+        "head": truth.mask > 0,
+        "face": truth.mask >= FACE,
+    }
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Pictures to read codes from: each identity in several poses and expressions, which are independent."""
+
+    pictures: Shaped[Tensor, "N 3 H W"]  # uint8
+    pose: Float[Tensor, "N 3 4"]
+    identity: list[int]
+
+
+def make_faces(identities: int, each: int, size: int, seed: int = 0, split: str = "val") -> Faces:
+    """`identities` × `each` pictures, of other identities than `make_tuples` has."""
+    rng = np.random.default_rng([0xFACE, seed])
+    poses: list[Array] = []
+    pictures: list[Array] = []
+    first = 2**20
+    for number in range(identities):
+        poses.append(sample_pose(rng, each))
+        head = make_head(identity_seed(split, first + number))
+        pictures.append(render(head, to_blendshapes(sample_controls(rng, each)), poses[-1], size).image)
+    return Faces(
+        torch.from_numpy(np.concatenate(pictures)).movedim(-1, 1),
+        torch.from_numpy(np.concatenate(poses)),
+        [number for number in range(identities) for _ in range(each)],
+    )
+
+
+def parts(count: int, at_once: int) -> Sequence[slice]:
+    """Slices of 0 … count - 1."""
+    return [slice(i, min(i + at_once, count)) for i in range(0, count, at_once)]

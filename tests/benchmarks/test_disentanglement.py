@@ -1,0 +1,84 @@
+"""python -m benchmarks.disentanglement: a checkpoint's figures with intervals, as a table and as JSON."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.disentanglement import intervals, table
+from dex.motion.encoders import save_generator
+from dex.motion.generator import MotionGenerator
+from dex.reading.fit import Fit
+from dex.reading.measure import Measured, influence_of, squared_distances
+from dex.reading.tuples import EDITS, make_tuples
+from tests.motion.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+GOOD = {"I_pe": 0.0, "I_ep": 0.0, "r2/expression": 1.0} | {
+    f"r2/{name}": 1.0 for name in ("yaw", "pitch", "roll", "tx", "ty", "log_scale")
+}
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.disentanglement", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+
+
+def test_intervals_are_of_the_tuples_and_hold_the_figure() -> None:
+    tuples = make_tuples(12, 16)
+    exact = {
+        edit: Fit(tuples.asked_pose(edit), tuples.asked_controls(edit).clone(), torch.zeros(len(tuples)))
+        for edit in EDITS
+    }
+    half = tuples.controls.mean(dim=0)
+    exact["expression"] = Fit(tuples.asked_pose("expression"), half, torch.zeros(len(tuples)))
+    found = Measured({}, {}, exact)
+    matrix = influence_of(squared_distances(exact, tuples).sum(dim=1))
+    assert matrix["I_pp"] == pytest.approx(1)
+    assert matrix["I_pe"] == matrix["I_ep"] == 0
+    assert 0.4 < matrix["I_ee"] < 0.7  # half of the way, but for controls with two ends
+    between = intervals(found, tuples, GOOD)
+    low, high = between["I_ee"]
+    assert low < matrix["I_ee"] < high < 0.8
+    assert between["I_pp"] == pytest.approx((1, 1))
+    low, high = between["S"]
+    assert low <= matrix["I_ee"] <= high
+    said = table({**matrix, "S": matrix["I_ee"]}, between, GOOD)
+    assert f"| I_ee | {matrix['I_ee']:.3f} |" in said
+    assert "not measurable" not in said
+    assert "not measurable" in table(matrix, {}, GOOD | {"I_ep": 0.3})
+    assert "S" not in intervals(found, tuples, GOOD | {"I_ep": 0.3})
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_measured_and_the_same_twice(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_generator(tmp_path / "export", TINY, MotionGenerator(TINY).state_dict(), {"run": "tiny"})
+    written = []
+    for name in ("one", "two"):
+        done = run(
+            tmp_path, "--tuples", 2, "--json", tmp_path / name / "f.json", "--picture", tmp_path / name / "p.png"
+        )
+        assert done.returncode == 0, done.stderr
+        assert "| I_pp |" in done.stdout
+        written.append(json.loads((tmp_path / name / "f.json").read_text()))
+        assert (tmp_path / name / "p.png").stat().st_size > 1000
+    assert written[0]["figures"] == written[1]["figures"]
+    assert all(math.isfinite(value) for value in written[0]["figures"].values())
+    assert written[0]["model"]["run"] == "tiny"
+    assert len(written[0]["model"]["checkpoint_sha256"]["generator.safetensors"]) == 64
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
+    for arguments, said in (((tmp_path,), "dex.export"), ((tmp_path, "--tuples", 1), "need at least 2")):
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1

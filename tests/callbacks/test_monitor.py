@@ -1,0 +1,55 @@
+"""The monitor beside a training: what it logs, and that it changes nothing."""
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dex.callbacks.monitor import Monitor
+from tests.motion.conftest import tiny_data, tiny_trainer
+
+
+def trained(folder: Path, monitor: bool) -> list[float]:
+    """Losses of four steps."""
+    L.seed_everything(0, verbose=False)
+    losses: list[float] = []
+
+    class Record(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+            losses.append(trainer.callback_metrics["loss/total"].item())
+
+    trainer = L.Trainer(
+        max_steps=4,
+        accelerator="cpu",
+        logger=TensorBoardLogger(folder, name="", version=""),
+        callbacks=[*([Monitor(every_n_steps=2, tuples=2, identities=5)] if monitor else []), Record()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+    )
+    trainer.fit(tiny_trainer(), tiny_data())
+    return losses
+
+
+def test_it_logs_and_changes_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert trained(tmp_path / "with", monitor=True) == trained(tmp_path / "without", monitor=False)
+    assert capsys.readouterr().out.count("monitor at step") == 2
+    board = EventAccumulator(str(tmp_path / "with"), size_guidance={"images": 0})
+    board.Reload()
+    scalars = set(board.Tags()["scalars"])
+    assert {f"disentanglement/I_{name}" for name in ("pp", "ee", "pe", "ep")} <= scalars
+    assert {"probe_r2/pose_from_expression", "probe_r2/identity_from_expression"} <= scalars
+    assert {"disentanglement/estimator_I_ep", "disentanglement/gain/jaw_open"} <= scalars
+    assert [event.step for event in board.Scalars("disentanglement/I_pp")] == [1, 3]
+    assert set(board.Tags()["images"]) == {"disentanglement/influence_matrix", "disentanglement/tuples"}
+    assert board.Tags()["tensors"] == ["disentanglement/verdict/text_summary"]
+
+
+@pytest.mark.parametrize("wrong", ["every_n_steps", "tuples", "identities"])
+def test_settings_that_measure_nothing_are_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match=f"monitor.{wrong} is 0"):
+        Monitor(**{wrong: 0})

@@ -1,0 +1,154 @@
+"""Figures of models whose disentanglement is known: the truth itself, one that never moves, and a joint code."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dex.data.synthetic.controls import NAMES, to_blendshapes
+from dex.data.synthetic.render import render
+from dex.pose import euler_from_matrix, split_pose
+from dex.reading.measure import (
+    Measured,
+    cross_talk,
+    is_measurable,
+    measure,
+    outputs,
+    probes,
+    truths,
+    with_leaks,
+)
+from dex.reading.own import KNOWN, USUAL, key, own_figures
+from dex.reading.pictures import influence_picture, tuples_picture
+from dex.reading.tuples import EDITS, STRATA, Tuples, make_faces, make_tuples
+from dex.reading.verdict import alarms, verdict
+
+COUNT = 6
+FREE = {"I_pe": 0.0, "I_ep": 0.0}  # of an estimator without cross-talk
+
+
+@pytest.fixture(scope="module")
+def tuples() -> Tuples:
+    return make_tuples(COUNT, 64, seed=1)
+
+
+@pytest.fixture(scope="module")
+def oracle(tuples: Tuples) -> Measured:
+    return measure(truths(tuples), tuples, threads=2)
+
+
+def test_the_truth_moves_what_is_edited_and_nothing_else(oracle: Measured) -> None:
+    found = with_leaks(oracle.figures, FREE)
+    assert found["I_pp"] == pytest.approx(1, abs=0.03)
+    assert found["I_ee"] == pytest.approx(1, abs=0.15)
+    assert found["I_pe"] < 0.05
+    assert found["I_ep"] < 0.3
+    assert found["S"] > 0.6
+    assert found["background_drift"] == 0
+    assert found["gain/jaw_open"] == pytest.approx(1, abs=0.1)
+    assert not alarms(found | {"L_ep": 0.0})
+
+
+def test_a_still_picture_moves_nothing(tuples: Tuples) -> None:
+    still = tuples.source.float() / 255
+    found = measure(dict.fromkeys(EDITS, still), tuples, threads=2).figures
+    assert [found[name] for name in ("I_pp", "I_ee", "I_pe", "I_ep")] == [0] * 4
+    assert "background_drift" not in found  # nothing changes, nothing to compare with
+    wrong = {alarm.name for alarm in alarms(with_leaks(found, FREE))}
+    assert wrong == {"dead expression", "dead pose"}
+
+
+def test_a_joint_code_has_gains_and_no_selectivity(tuples: Tuples) -> None:
+    made = truths(tuples)
+    both = [
+        render(head, to_blendshapes(tuples.controls[1, i : i + 1].numpy()), tuples.pose[1, i : i + 1].numpy(), 64).image
+        for i, head in enumerate(tuples.heads)
+    ]
+    moved = torch.from_numpy(np.concatenate(both)).movedim(-1, 1).float() / 255
+    found = with_leaks(
+        measure({"none": made["none"], "pose": moved, "expression": moved}, tuples, threads=2).figures, FREE
+    )
+    assert found["I_pp"] == found["I_pe"] == pytest.approx(1, abs=0.05)
+    assert found["I_ee"] == found["I_ep"] == pytest.approx(1, abs=0.2)
+    assert found["S"] < 0.05
+    assert {"pose drifts with expression", "expression drifts with pose"} <= {alarm.name for alarm in alarms(found)}
+
+
+def test_a_model_is_asked_for_each_edit_in_its_own_units(tuples: Tuples) -> None:
+    def animate(source: Tensor, pose: Tensor, expression: Tensor) -> Tensor:
+        assert source.min() >= -1
+        assert source.max() <= 1
+        return (pose + expression) / 2
+
+    made = outputs(animate, tuples, torch.device("cpu"))
+    a, b = tuples.driver.float() / 255
+    torch.testing.assert_close(made["none"], a, atol=1e-6, rtol=0)
+    torch.testing.assert_close(made["pose"], (a + b) / 2, atol=1e-6, rtol=0)
+    torch.testing.assert_close(made["expression"], (a + b) / 2, atol=1e-6, rtol=0)
+
+
+def test_probes_find_what_a_code_holds() -> None:
+    faces = make_faces(12, 8, 16)
+    count, device = len(faces.identity), torch.device("cpu")
+    drawn = torch.rand(count, 6, generator=torch.Generator().manual_seed(0))
+    who = torch.nn.functional.one_hot(torch.tensor(faces.identity)).float()
+
+    def fixed(codes: Tensor):
+        remaining = iter(codes.split(16))
+        return lambda pictures: next(remaining)[: len(pictures)]
+
+    pose = torch.cat([faces.pose.flatten(1), faces.pose.flatten(1).square()], dim=1)
+    assert probes(fixed(pose), faces, device)["probe_r2/pose_from_expression"] > 0.6
+    assert probes(fixed(drawn), faces, device)["probe_r2/pose_from_expression"] < 0.1
+    assert probes(fixed(who), faces, device)["probe_r2/identity_from_expression"] == pytest.approx(1)
+    assert probes(fixed(drawn), faces, device)["probe_r2/identity_from_expression"] < 0.15
+    assert probes(fixed(torch.ones(count, 3)), faces, device)["code_deviation"] == 0
+
+
+def test_tuples_are_a_function_of_their_seed_and_stratum() -> None:
+    again, other = make_tuples(2, 32, seed=4), make_tuples(2, 32, seed=5)
+    assert torch.equal(make_tuples(2, 32, seed=4).truth, again.truth)
+    assert not torch.equal(again.controls, other.controls)
+    for name in STRATA:
+        low, high = map(float, name.split("-"))
+        yaw = euler_from_matrix(split_pose(make_tuples(4, 16, stratum=name).pose)[0])[0].rad2deg().abs()
+        assert ((yaw >= low - 1e-3) & (yaw <= high + 1e-3)).all()
+    with pytest.raises(ValueError, match="0-15, 15-30, 30-60"):
+        make_tuples(2, 16, stratum="5")
+
+
+def test_an_estimator_that_reads_badly_measures_no_leak() -> None:
+    known = json.loads(KNOWN.read_text())
+    good = known[key(*USUAL[1], 0)]
+    assert is_measurable(good)
+    assert not is_measurable(good | {"I_ep": 0.2})
+    assert not is_measurable(good | {"r2/expression": 0.8})
+    said = verdict({"I_pp": 0.9, "I_ee": 0.1}, good | {"r2/yaw": 0.5}, alarms({"I_pp": 0.9, "I_ee": 0.1}))
+    assert said.startswith("**dead expression**: I_ee 0.10, need ≥ 0.2")
+    assert "not measurable" in said
+    assert "| ok | I_pp | 0.900 | ≥ 0.2 |" in said
+    assert [alarm.name for alarm in alarms({"I_pp": math.nan})] == ["I_pp"]
+    assert [alarm.name for alarm in alarms({"loss/discriminator": 0.01})] == ["discriminator winning"]
+    assert "healthy" in verdict({"I_pp": 0.9}, good, [])
+
+
+@pytest.mark.slow
+def test_the_estimators_own_figures_are_those_on_record() -> None:
+    count, size = USUAL[0]
+    tuples = make_tuples(count, size)
+    assert cross_talk(tuples, 2) == pytest.approx(own_figures(tuples, count, size, 0), abs=0.03)
+
+
+def test_pictures_show_the_matrix_and_the_tuples(tuples: Tuples, oracle: Measured) -> None:
+    picture = influence_picture(oracle.figures)
+    assert picture.shape[0] == 3
+    size = picture.shape[1] // 3
+    diagonal, off = picture[:, size + 5, size + 5], picture[:, size + 5, 2 * size + 5]
+    assert diagonal[2] > diagonal[0] + 0.3  # blue where pose follows pose
+    assert off.min() > 0.9  # white where nothing leaks
+    shown = tuples_picture(tuples, oracle, 3)
+    assert shown.shape == (3, 3 * 66 + 2, 9 * 66 + 2)
+    assert len(NAMES) == len(oracle.readings["none"].controls[0])
