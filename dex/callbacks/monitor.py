@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,13 +56,13 @@ class Monitor(L.Callback):
         step = trainer.global_step
         if step % self.every_n_steps or not (trainer.is_global_zero or sharded(pl_module)):
             return
-        size = batch.source.shape[-1]
+        begun, size = time.perf_counter(), batch.source.shape[-1]
         if self.tuples is None or self.faces is None:
             self.tuples = make_tuples(self.count, size, self.seed)
             self.faces = make_faces(self.identities, 8, size, self.seed)
         found = self.measured(pl_module, self.tuples, self.faces)
-        if trainer.is_global_zero and found is not None:
-            self.report(trainer, found, size)
+        if found is not None:
+            self.report(trainer, found, size, begun)
 
     @torch.no_grad()
     def measured(self, module: Any, tuples: Tuples, faces: Faces) -> Measured | None:
@@ -74,8 +75,8 @@ class Monitor(L.Callback):
         found.figures.update(codes)
         return found
 
-    def report(self, trainer: L.Trainer, found: Measured, size: int) -> None:
-        """TensorBoard, and a line where something leaks."""
+    def report(self, trainer: L.Trainer, found: Measured, size: int, begun: float) -> None:
+        """TensorBoard, and a line that names what is wrong. `begun`: when it was asked, by `time.perf_counter`."""
         assert self.tuples is not None
         own = own_figures(self.tuples, self.count, size, self.seed)
         figures = with_leaks(found.figures, own) if is_measurable(own) else dict(found.figures)
@@ -92,7 +93,8 @@ class Monitor(L.Callback):
                 board.add_text(f"{TAG}/verdict", verdict(figures | losses, own, wrong), step)
         state = "; ".join(f"{alarm.name}: {alarm.found}" for alarm in wrong) or "healthy"
         gains = ", ".join(f"{name} {figures[name]:.2f}" for name in ("I_pp", "I_ee", "I_pe", "I_ep"))
-        print(f"monitor at step {trainer.global_step}: {gains}; {state}", flush=True)
+        seconds = time.perf_counter() - begun
+        print(f"monitor at step {trainer.global_step}, {seconds:.1f} s: {gains}; {state}", flush=True)
 
 
 def tagged(figures: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:

@@ -55,6 +55,7 @@ class _Level:
     pose_only: bool = False
     nearness: float = 1.0  # of the neighbours whose differences are the slopes
     leaps: int = 0  # at most, before the first steps
+    softest: float = math.inf  # skipped where the picture was found more blurred than this: it says no more there
 
 
 _LEVELS = (
@@ -62,7 +63,7 @@ _LEVELS = (
     _Level(2.5, 2, 2, pose_only=True),
     _Level(1.5, 1, 2),
     _Level(0.7, 4, 3, leaps=4),
-    _Level(0.5, 6, 3, nearness=0.5, leaps=4),
+    _Level(0.5, 6, 3, nearness=0.5, leaps=4, softest=1.0),
 )
 
 
@@ -274,6 +275,8 @@ def _read_one(head: Head, picture: Float[Tensor, "3 S S"], starts: Array, size: 
     setting = candidates[_Problem(head, picture, size, _LEVELS[0].blur).residual(drawn, weight).argmin().item()]
     problem = None
     for level in _LEVELS:
+        if problem is not None and problem.softness > level.softest:
+            continue
         problem = _Problem(head, picture, size, level.blur)
         for number in range(level.linearisations):
             problem.linearise(setting, level)

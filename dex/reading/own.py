@@ -11,7 +11,7 @@ from dex.reading.measure import cross_talk
 from dex.reading.tuples import Tuples
 
 KNOWN = Path(__file__).with_name("cross_talk.json")
-USUAL = ((24, 64), (64, 64), (8, 64), (64, 256), (64, 512))  # (tuples, pixels) of configs' monitors, with seed 0
+USUAL = ((16, 64), (64, 64), (8, 64), (64, 256), (64, 512))  # (tuples, pixels) of configs' monitors, with seed 0
 
 
 def cpu_count() -> int:
