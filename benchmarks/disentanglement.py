@@ -24,14 +24,17 @@ from dex.data.shards import file_sha256, write_atomic
 from dex.data.synthetic.controls import NAMES
 from dex.metrics.statistics import bca
 from dex.reading.measure import (
+    MATRIX,
     Measured,
     cross_talk,
+    encoded,
     influence_of,
     is_measurable,
     measure,
     outputs,
     probes,
     squared_distances,
+    why_not,
     with_leaks,
 )
 from dex.reading.own import cpu_count
@@ -39,7 +42,6 @@ from dex.reading.pictures import tuples_picture
 from dex.reading.tuples import STRATA, Tuples, make_faces, make_tuples
 
 RESAMPLES = 2000
-MATRIX = ("I_pp", "I_ee", "I_pe", "I_ep")
 
 
 def main() -> None:
@@ -68,9 +70,8 @@ def report(asked: argparse.Namespace) -> None:
     own = cross_talk(tuples, cpu_count())
     cpu = torch.device("cpu")
     found = measure(outputs(animate_by(backend), tuples, cpu), tuples, cpu_count())
-    codes = probes(
-        lambda pictures: backend.read_motion(pictures)[1], make_faces(64, 8, backend.size, split="test"), cpu
-    )
+    faces = make_faces(64, 8, backend.size, split="test")
+    codes = probes(encoded(lambda pictures: backend.read_motion(pictures)[1], faces, cpu), faces)
     figures = {**(with_leaks(found.figures, own) if is_measurable(own) else found.figures), **codes}
     between = intervals(found, tuples, own)
     print(table(figures, between, own))
@@ -142,11 +143,8 @@ def table(figures: Mapping[str, float], between: Mapping[str, tuple[float, float
             span = "{:.3f} … {:.3f}".format(*between[name]) if name in between else ""
             mine = f"{own[name]:.3f}" if name in own else ""
             rows.append(f"| {name} | {figures[name]:.3f} | {span} | {mine} |")
-    if not is_measurable(own):
-        rows.append(
-            f"\nleaks and S are not measurable: the estimator reads expression with R² {own['r2/expression']:.2f}, "
-            f"cross-talk {own['I_ep']:.2f}"
-        )
+    if why := why_not(own):
+        rows.append(f"\nleaks and S are not measurable here; {why}")
     return "\n".join(rows)
 
 

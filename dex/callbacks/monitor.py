@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dex.batch import Batch
-from dex.reading.measure import Measured, is_measurable, measure, outputs, probes, with_leaks
+from dex.reading.measure import MATRIX, Measured, encoded, is_measurable, measure, outputs, probes, with_leaks
 from dex.reading.own import cpu_count, own_figures
 from dex.reading.pictures import influence_picture, tuples_picture
 from dex.reading.tuples import Faces, Tuples, make_faces, make_tuples
@@ -27,7 +27,8 @@ class Monitor(L.Callback):
 
     Synthetic heads, whatever the training's data: their truth is exact. One rank reads and logs; where weights are
     sharded all ranks draw, since all must. Nothing here touches the random numbers of training: a run with the monitor
-    has the losses of a run without. docs/monitor.md says what the figures mean.
+    has the losses of a run without, and outputs that are no numbers are an alarm, not an error. docs/monitor.md says
+    what the figures mean.
     """
 
     def __init__(self, every_n_steps: int = 10_000, tuples: int = 64, identities: int = 64, seed: int = 0) -> None:
@@ -68,18 +69,21 @@ class Monitor(L.Callback):
     def measured(self, module: Any, tuples: Tuples, faces: Faces) -> Measured | None:
         """None on the ranks that only draw. `module`: a MotionTrainer or an Animator."""
         drawn = outputs(module.animate, tuples, module.device)
-        codes = probes(module.read_codes, faces, module.device)
+        codes = encoded(module.read_codes, faces, module.device)
         if not module.trainer.is_global_zero:
             return None
+        if not all(numbers.isfinite().all() for numbers in (*drawn.values(), codes)):
+            return Measured(dict.fromkeys(MATRIX, math.nan), drawn)
         found = measure(drawn, tuples, cpu_count())
-        found.figures.update(codes)
+        found.figures.update(probes(codes, faces))
         return found
 
     def report(self, trainer: L.Trainer, found: Measured, size: int, begun: float) -> None:
         """TensorBoard, and a line that names what is wrong. `begun`: when it was asked, by `time.perf_counter`."""
         assert self.tuples is not None
         own = own_figures(self.tuples, self.count, size, self.seed)
-        figures = with_leaks(found.figures, own) if is_measurable(own) else dict(found.figures)
+        read = found.readings and is_measurable(own)
+        figures = with_leaks(found.figures, own) if read else dict(found.figures)
         self.figures = figures
         losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
         wrong = alarms(figures | losses)
@@ -92,7 +96,7 @@ class Monitor(L.Callback):
                 board.add_image(f"{TAG}/tuples", tuples_picture(self.tuples, found), step)
                 board.add_text(f"{TAG}/verdict", verdict(figures | losses, own, wrong), step)
         state = "; ".join(f"{alarm.name}: {alarm.found}" for alarm in wrong) or "healthy"
-        gains = ", ".join(f"{name} {figures[name]:.2f}" for name in ("I_pp", "I_ee", "I_pe", "I_ep"))
+        gains = ", ".join(f"{name} {figures[name]:.2f}" for name in MATRIX)
         seconds = time.perf_counter() - begun
         print(f"monitor at step {trainer.global_step}, {seconds:.1f} s: {gains}; {state}", flush=True)
 

@@ -198,10 +198,11 @@ class _Problem:
         step = np.where(moves_out, -step, step)
         moved[np.arange(1, count + 1), np.arange(count)] += step
         drawn, weight = draw(self.head, moved, self.size)
-        errors = {}
-        for self.softness in _SOFTNESS:
-            errors[self.softness] = self.residual(drawn[:1], weight).item()
-        self.softness = min(errors, key=errors.__getitem__)
+        errors = []
+        for softness in _SOFTNESS:
+            self.softness = softness
+            errors.append(self.residual(drawn[:1], weight).item())
+        self.softness = _SOFTNESS[int(np.argmin(errors))]
         soft = self.soft(drawn)
         slope = (soft[1:] - soft[:1]) / torch.from_numpy(step).float()[:, None, None, None]
         self.heavy = (weight / weight.mean()).sqrt()

@@ -18,6 +18,7 @@ from dex.motion.evaluation import POSE_COMPONENTS, pose_components
 from dex.reading.fit import Fit, read
 from dex.reading.tuples import EDITS, Faces, Tuples, parts
 
+MATRIX = ("I_pp", "I_ee", "I_pe", "I_ep")
 AT_ONCE = 16  # tuples, or pictures to encode
 # An estimator counts where it reads renders of the truth at least so well (BENCHMARK.md's conditions).
 LEAST_R2, MOST_CROSS_TALK = 0.9, 0.15
@@ -98,11 +99,11 @@ def figures(readings: Mapping[str, Fit], made: Mapping[str, Tensor], tuples: Tup
     found |= {f"gain/{name}": float(slope) for name, slope in zip(NAMES, slopes, strict=True)}
     found |= {f"r2/{name}": value for name, value in accuracy(readings, tuples).items()}
     found["residual"] = float(torch.cat([fit.residual for fit in readings.values()]).mean())
-    moved = made["expression"] - made["none"]
-    if moved.abs().max() > 0:
+    faces = tuples.face[[0, 2]].any(dim=0)
+    moved = (made["expression"] - made["none"]).abs().amax(dim=1)
+    if moved[faces].any():  # else there is nothing to compare with
         drift = BackgroundDrift(sync_on_compute=False)  # the other ranks measure nothing and would not answer
-        heads, faces = tuples.head[[0, 2]].transpose(0, 1), tuples.face[[0, 2]].any(dim=0)
-        drift.update(made["expression"], made["none"], heads, faces)
+        drift.update(made["expression"], made["none"], tuples.head[[0, 2]].transpose(0, 1), faces)
         found["background_drift"] = float(drift.compute())
     return found
 
@@ -129,10 +130,23 @@ def cross_talk(tuples: Tuples, threads: int = 1) -> dict[str, float]:
     return measure(truths(tuples), tuples, threads).figures
 
 
+def why_not(own: Mapping[str, float]) -> str:
+    """In what the estimator is not good enough on these tuples for a leak to be a model's; empty where it is."""
+    wrong = [
+        f"R² of {name} {own[f'r2/{name}']:.2f}, need {LEAST_R2}"
+        for name in (*POSE_COMPONENTS, "expression")
+        if not own[f"r2/{name}"] >= LEAST_R2
+    ]
+    wrong += [
+        f"cross-talk φ_{pair} {own[f'I_{pair}']:.3f}, need at most {MOST_CROSS_TALK}"
+        for pair in ("pe", "ep")
+        if not own[f"I_{pair}"] <= MOST_CROSS_TALK
+    ]
+    return f"the estimator on renders of the truth: {'; '.join(wrong)}. Take more tuples" if wrong else ""
+
+
 def is_measurable(own: Mapping[str, float]) -> bool:
-    """Whether the estimator is good enough on these tuples for a leak to be a model's."""
-    accurate = all(own[f"r2/{name}"] >= LEAST_R2 for name in (*POSE_COMPONENTS, "expression"))
-    return accurate and max(own["I_pe"], own["I_ep"]) <= MOST_CROSS_TALK
+    return not why_not(own)
 
 
 def with_leaks(found: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
@@ -141,16 +155,16 @@ def with_leaks(found: Mapping[str, float], own: Mapping[str, float]) -> dict[str
     return {**found, **leaks, "S": selectivity(found, own)}
 
 
-def probes(encode: Encode, faces: Faces, device: torch.device) -> dict[str, float]:
-    """What a linear probe reads from expression codes that should not be there: `probe_r2/pose_from_expression`, mean
-    R² over the components of the pose, on identities the probe was not fitted on; `probe_r2/identity_from_expression`,
-    accuracy above chance, 1 where every identity is told."""
-    codes = torch.cat(
-        [
-            encode(picture_to_float(faces.pictures[part].to(device))).float().cpu()
-            for part in parts(len(faces.identity), AT_ONCE)
-        ]
-    )
+def encoded(encode: Encode, faces: Faces, device: torch.device) -> Float[Tensor, "N E"]:
+    """The expression codes of all faces, on the CPU."""
+    codes = [encode(picture_to_float(faces.pictures[part].to(device))) for part in parts(len(faces.identity), AT_ONCE)]
+    return torch.cat(codes).float().cpu()
+
+
+def probes(codes: Float[Tensor, "N E"], faces: Faces) -> dict[str, float]:
+    """What a linear probe reads from the expression codes of faces that should not be there:
+    `probe_r2/pose_from_expression`, mean R² over the components of the pose, on identities the probe was not fitted on;
+    `probe_r2/identity_from_expression`, accuracy above chance, 1 where every identity is told; and `code_deviation`."""
     pose = float(ridge_r2(codes, pose_targets(faces.pose), faces.identity).nanmean())
     correct, chance = identity_accuracy(codes, faces.identity)
     identity = max(0.0, (correct - chance) / (1 - chance))

@@ -45,5 +45,5 @@ def tuples_picture(tuples: Tuples, found: Measured, count: int = 6) -> Float[Ten
     count = min(count, len(tuples))
     columns = [tuples.source[:count].float() / 255, *(pictures[:count].float() / 255 for pictures in tuples.driver)]
     for edit, truth in zip(EDITS, tuples.truth, strict=True):
-        columns += [found.outputs[edit][:count], truth[:count].float() / 255]
+        columns += [found.outputs[edit][:count].nan_to_num(), truth[:count].float() / 255]
     return make_grid(torch.stack(columns, dim=1).flatten(0, 1), nrow=len(columns))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dex.reading.measure import is_measurable
+from dex.reading.measure import why_not
 
 LEAST_GAIN = 0.2  # a control that moves the output less than this is dead
 MOST_LEAK = 0.2
@@ -95,9 +95,6 @@ def verdict(figures: Mapping[str, float], own: Mapping[str, float], wrong: list[
         if rule.figure in figures:
             mark = "alarm" if rule.name in broken else "ok"
             lines.append(f"| {mark} | {rule.figure} | {figures[rule.figure]:.3f} | {rule.threshold} |")
-    if not is_measurable(own):
-        lines.append(
-            f"\nLeaks are not measurable on these tuples: the estimator reads expression with R² "
-            f"{own['r2/expression']:.2f} and cross-talk {own['I_ep']:.2f} from renders of the truth. Take more tuples."
-        )
+    if why := why_not(own):
+        lines.append(f"\nLeaks are not measurable on these tuples; {why}.")
     return "\n".join(lines)

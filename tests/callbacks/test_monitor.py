@@ -4,10 +4,12 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dex.callbacks.monitor import Monitor
+from dex.reading.tuples import make_faces, make_tuples
 from tests.motion.conftest import tiny_data, tiny_trainer
 
 
@@ -47,6 +49,19 @@ def test_it_logs_and_changes_no_loss(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [event.step for event in board.Scalars("disentanglement/I_pp")] == [1, 3]
     assert set(board.Tags()["images"]) == {"disentanglement/influence_matrix", "disentanglement/tuples"}
     assert board.Tags()["tensors"] == ["disentanglement/verdict/text_summary"]
+
+
+def test_outputs_that_are_no_numbers_are_an_alarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = L.Trainer(logger=TensorBoardLogger(tmp_path, name="", version=""), enable_checkpointing=False)
+    module = tiny_trainer()
+    torch.nn.init.constant_(module.average.decoder.middle.weight, torch.nan)
+    module._trainer = trainer
+    monitor = Monitor(every_n_steps=1, tuples=2, identities=5)
+    monitor.tuples, monitor.faces = make_tuples(2, 32), make_faces(5, 8, 32)
+    found = monitor.measured(module, monitor.tuples, monitor.faces)
+    assert found is not None
+    monitor.report(trainer, found, 32, begun=0.0)
+    assert "I_pp: NaN" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", ["every_n_steps", "tuples", "identities"])

@@ -14,11 +14,13 @@ from dex.pose import euler_from_matrix, split_pose
 from dex.reading.measure import (
     Measured,
     cross_talk,
+    encoded,
     is_measurable,
     measure,
     outputs,
     probes,
     truths,
+    why_not,
     with_leaks,
 )
 from dex.reading.own import KNOWN, USUAL, key, own_figures
@@ -92,20 +94,17 @@ def test_a_model_is_asked_for_each_edit_in_its_own_units(tuples: Tuples) -> None
 
 def test_probes_find_what_a_code_holds() -> None:
     faces = make_faces(12, 8, 16)
-    count, device = len(faces.identity), torch.device("cpu")
+    count = len(faces.identity)
     drawn = torch.rand(count, 6, generator=torch.Generator().manual_seed(0))
     who = torch.nn.functional.one_hot(torch.tensor(faces.identity)).float()
-
-    def fixed(codes: Tensor):
-        remaining = iter(codes.split(16))
-        return lambda pictures: next(remaining)[: len(pictures)]
-
     pose = torch.cat([faces.pose.flatten(1), faces.pose.flatten(1).square()], dim=1)
-    assert probes(fixed(pose), faces, device)["probe_r2/pose_from_expression"] > 0.6
-    assert probes(fixed(drawn), faces, device)["probe_r2/pose_from_expression"] < 0.1
-    assert probes(fixed(who), faces, device)["probe_r2/identity_from_expression"] == pytest.approx(1)
-    assert probes(fixed(drawn), faces, device)["probe_r2/identity_from_expression"] < 0.15
-    assert probes(fixed(torch.ones(count, 3)), faces, device)["code_deviation"] == 0
+    assert probes(pose, faces)["probe_r2/pose_from_expression"] > 0.6
+    assert probes(drawn, faces)["probe_r2/pose_from_expression"] < 0.1
+    assert probes(who, faces)["probe_r2/identity_from_expression"] == pytest.approx(1)
+    assert probes(drawn, faces)["probe_r2/identity_from_expression"] < 0.15
+    assert probes(torch.ones(count, 3), faces)["code_deviation"] == 0
+    brightness = encoded(lambda pictures: pictures.mean(dim=(1, 2, 3))[:, None], faces, torch.device("cpu"))
+    torch.testing.assert_close(brightness[:, 0], faces.pictures.float().mean(dim=(1, 2, 3)) / 127.5 - 1)
 
 
 def test_tuples_are_a_function_of_their_seed_and_stratum() -> None:
@@ -125,6 +124,7 @@ def test_an_estimator_that_reads_badly_measures_no_leak() -> None:
     good = known[key(*USUAL[1], 0)]
     assert is_measurable(good)
     assert not is_measurable(good | {"I_ep": 0.2})
+    assert "φ_ep 0.200, need at most 0.15" in why_not(good | {"I_ep": 0.2})
     assert not is_measurable(good | {"r2/expression": 0.8})
     said = verdict({"I_pp": 0.9, "I_ee": 0.1}, good | {"r2/yaw": 0.5}, alarms({"I_pp": 0.9, "I_ee": 0.1}))
     assert said.startswith("**dead expression**: I_ee 0.10, need ≥ 0.2")
