@@ -32,6 +32,7 @@ from dex.callbacks.preview import Preview
 from dex.callbacks.throughput import Throughput
 from dex.data.shards import write_atomic
 from dex.motion.encoders import ExportError
+from dex.sharding import leave_group
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 # Exit status that asks for a second start: a temporary failure in BSD's sysexits.h, 75. A cancelled run gives the
@@ -176,6 +177,8 @@ def main() -> None:
         if os.environ.get("DEX_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
+    finally:
+        leave_group()
 
 
 if __name__ == "__main__":

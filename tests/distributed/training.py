@@ -30,7 +30,7 @@ from dex.data.synthetic.module import SyntheticHeads
 from dex.motion import trainer as motion_trainer
 from dex.motion.losses import LossWeights
 from dex.motion.trainer import MotionTrainer, Optimisation
-from dex.sharding import FullySharded, whole
+from dex.sharding import FullySharded, leave_group, whole
 from tests.animator.conftest import TINY_PIXELS
 from tests.motion.conftest import TINY
 
@@ -205,6 +205,7 @@ def main(asked: dict[str, Any]) -> None:
         save_file(average, folder / "average.safetensors")
         save_file(record.start, folder / "start.safetensors")
     (folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(said))
+    leave_group()
 
 
 @torch.no_grad()
