@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from benchmarks.results import environment, git_state
-from dex.animation.backends import Backend, load_backend
+from dex.animation.backends import Backend, load_backend, to_network
 from dex.data.shards import file_sha256, write_atomic
 from dex.data.synthetic.controls import NAMES
 from dex.metrics.statistics import bca
@@ -37,9 +37,9 @@ from dex.reading.measure import (
     why_not,
     with_leaks,
 )
-from dex.reading.own import cpu_count
 from dex.reading.pictures import tuples_picture
 from dex.reading.tuples import STRATA, Tuples, make_faces, make_tuples
+from dex.speed import usable_cores
 
 RESAMPLES = 2000
 
@@ -67,9 +67,9 @@ def report(asked: argparse.Namespace) -> None:
         raise ValueError(f"--tuples {asked.tuples}, --seed {asked.seed}: need at least 2 and 0")
     backend = load_backend(asked.run, None, None, asked.seed, asked.steps, asked.guidance)
     tuples = make_tuples(asked.tuples, backend.size, asked.seed, "test", asked.stratum)
-    own = cross_talk(tuples, cpu_count())
+    own = cross_talk(tuples, usable_cores())
     cpu = torch.device("cpu")
-    found = measure(outputs(animate_by(backend), tuples, cpu), tuples, cpu_count())
+    found = measure(outputs(animate_by(backend), tuples, cpu), tuples, usable_cores())
     faces = make_faces(64, 8, backend.size, split="test")
     codes = probes(encoded(lambda pictures: backend.read_motion(pictures)[1], faces, cpu), faces)
     figures = {**(with_leaks(found.figures, own) if is_measurable(own) else found.figures), **codes}
@@ -105,7 +105,7 @@ def animate_by(backend: Backend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
             next(iter(backend.animate(one, at, [(to, code)])))
             for one, at, to, code in zip(source, source_pose, poses, codes, strict=True)
         ]
-        return torch.from_numpy(np.stack(made)).movedim(-1, 1).float() / 127.5 - 1
+        return to_network(made)
 
     return animate
 

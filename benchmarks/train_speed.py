@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import platform
 import statistics
 import sys
@@ -48,6 +47,7 @@ from benchmarks.workload import (
 )
 from dex.animator.trainer import Animator
 from dex.data.talking_heads import TalkingHeads
+from dex.speed import usable_cores
 
 PHASES = ("data wait", "forward", "backward", "optimiser", "EMA")
 _OPTIMISATION = "--model.init_args.optimisation"
@@ -308,8 +308,7 @@ def wait(device: str) -> None:
 def hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{usable} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+    return f"{usable_cores()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 def summary(seen: list[dict[str, float]], base: list[dict[str, float]], work: Count, rate: float) -> dict[str, Any]:

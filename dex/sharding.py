@@ -89,7 +89,7 @@ def fewest(module: L.LightningModule, count: int) -> int:
 
 
 def leave_group() -> None:
-    """Ends this process's part in a gloo group. Lightning does so for NCCL only, and gloo's threads abort one in seven
+    """Ends this process's part in a gloo group. Lightning does so for NCCL only, and gloo's threads abort some
     interpreters that leave without."""
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()

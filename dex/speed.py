@@ -6,6 +6,7 @@ All of it acts in place on the repeated blocks of a network, whose names in a ch
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import torch
@@ -41,3 +42,8 @@ def checkpoint_blocks(network: nn.Module, kinds: Kinds) -> None:
         if isinstance(block, kinds):
             again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
             block.forward = again
+
+
+def usable_cores() -> int:
+    """That this process may use; fewer than the machine's under Slurm or taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,11 +13,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from dex.batch import Batch
 from dex.reading.measure import MATRIX, Measured, encoded, is_measurable, measure, outputs, probes, with_leaks
-from dex.reading.own import cpu_count, own_figures
+from dex.reading.own import own_figures
 from dex.reading.pictures import influence_picture, tuples_picture
 from dex.reading.tuples import Faces, Tuples, make_faces, make_tuples
 from dex.reading.verdict import alarms, verdict
 from dex.sharding import sharded
+from dex.speed import usable_cores
 
 TAG = "disentanglement"
 
@@ -74,7 +75,7 @@ class Monitor(L.Callback):
             return None
         if not all(numbers.isfinite().all() for numbers in (*drawn.values(), codes)):
             return Measured(dict.fromkeys(MATRIX, math.nan), drawn)
-        found = measure(drawn, tuples, cpu_count())
+        found = measure(drawn, tuples, usable_cores())
         found.figures.update(probes(codes, faces))
         return found
 

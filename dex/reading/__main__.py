@@ -15,8 +15,9 @@ from dex.data.shards import write_atomic
 from dex.data.synthetic.controls import NAMES
 from dex.motion.evaluation import POSE_COMPONENTS
 from dex.reading.measure import cross_talk, is_measurable
-from dex.reading.own import KNOWN, USUAL, cpu_count, key
+from dex.reading.own import KNOWN, USUAL, key
 from dex.reading.tuples import STRATA, make_tuples
+from dex.speed import usable_cores
 
 
 def main() -> None:
@@ -30,13 +31,13 @@ def main() -> None:
     if asked.tuples < 2 or asked.size < 16 or asked.seed < 0:
         sys.exit(f"error: --tuples {asked.tuples}, --size {asked.size}, --seed {asked.seed}: need ≥ 2, ≥ 16 and ≥ 0")
     if asked.write:
-        known = {key(count, size, 0): cross_talk(make_tuples(count, size), cpu_count()) for count, size in USUAL}
+        known = {key(count, size, 0): cross_talk(make_tuples(count, size), usable_cores()) for count, size in USUAL}
         write_atomic(KNOWN, (json.dumps(known, indent=1) + "\n").encode())
         print(f"{KNOWN}: {len(known)} sets of tuples")
         return
     tuples = make_tuples(asked.tuples, asked.size, asked.seed, stratum=asked.stratum)
     begun = time.perf_counter()
-    print(table(cross_talk(tuples, cpu_count())))
+    print(table(cross_talk(tuples, usable_cores())))
     print(f"{3 * asked.tuples} pictures in {time.perf_counter() - begun:.1f} s")
 
 

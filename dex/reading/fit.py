@@ -239,7 +239,7 @@ class _Problem:
             moved = self.setting.copy()
             damped = self.normal + damping * np.diag(np.diag(self.normal)) + 1e-9
             moved[: len(self.pull)] += np.linalg.solve(damped, self.pull)
-            if self.goes_to(np.clip(moved, _LOW, _HIGH), _CONVERGED):
+            if self.goes_to(np.clip(moved, _LOW, _HIGH)):
                 return True
         return False
 
@@ -257,12 +257,12 @@ class _Problem:
         drawn, _ = draw(self.head, others, self.size)
         square = ((self.target - self.soft(drawn)) * self.heavy).square().flatten(1).sum(1).double().numpy()
         unusual = (((others[:, POSE:] - self.mean) / self.spread) ** 2).sum(1)
-        return self.goes_to(others[(square / self.noise + unusual).argmin()], _CONVERGED)
+        return self.goes_to(others[(square / self.noise + unusual).argmin()])
 
-    def goes_to(self, setting: Array, share: float = 0.0) -> bool:
-        """Whether the objective is lower there by more than a share; then it is the setting."""
+    def goes_to(self, setting: Array) -> bool:
+        """Whether the objective is lower there by more than `_CONVERGED`; then it is the setting."""
         difference = self.difference(setting)
-        if self.objective(setting, difference) < (1 - share) * self.value:
+        if self.objective(setting, difference) < (1 - _CONVERGED) * self.value:
             self.at(setting, difference)
             return True
         return False

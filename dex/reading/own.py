@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from dex.data.synthetic.head import GENERATOR
 from dex.reading.measure import cross_talk
 from dex.reading.tuples import Tuples
+from dex.speed import usable_cores
 
 KNOWN = Path(__file__).with_name("cross_talk.json")
 USUAL = ((16, 64), (64, 64), (8, 64), (64, 256), (64, 512))  # (tuples, pixels) of configs' monitors, with seed 0
-
-
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def key(count: int, size: int, seed: int) -> str:
@@ -28,4 +23,4 @@ def own_figures(tuples: Tuples, count: int, size: int, seed: int) -> dict[str, f
     """Cross-talk φ (`I_pe`, `I_ep`), gains and R² of the estimator on these tuples; read now where not known."""
     known = json.loads(KNOWN.read_text()) if KNOWN.is_file() else {}
     found = known.get(key(count, size, seed))
-    return found if found is not None else cross_talk(tuples, cpu_count())
+    return found if found is not None else cross_talk(tuples, usable_cores())
