@@ -152,8 +152,9 @@ def one_pass(config: Path, device: str, dtype: torch.dtype) -> Work:
     with torch.device(device):
         generator = MotionGenerator(network).requires_grad_(False).eval()
         picture = torch.rand(1, 3, network.size, network.size) * 2 - 1
-    feature = generator.appearance_encoder(picture)
-    style, pose = generator.style_encoder(feature), generator.pose_encoder(picture)
+    pose = generator.pose_encoder(picture)
+    feature = generator.appearance_encoder(picture, pose)
+    style = generator.style_encoder(feature)
 
     def frame() -> None:
         with torch.autocast(device, dtype, enabled=dtype is not torch.float32):

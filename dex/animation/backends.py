@@ -60,9 +60,9 @@ class MotionBackend:
     def animate(
         self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[FrameMotion]
     ) -> Iterator[Shaped[np.ndarray, "H W 3"]]:
-        feature = self._generator.appearance_encoder(source[None].to(self._device))
-        style = self._generator.style_encoder(feature)
         pose_s = source_pose[None].to(self._device)
+        feature = self._generator.appearance_encoder(source[None].to(self._device), pose_s)
+        style = self._generator.style_encoder(feature)
         remaining = iter(driving)
         while chunk := list(itertools.islice(remaining, _BATCH)):
             pose, expression = (torch.stack(part)[None].to(self._device) for part in zip(*chunk, strict=True))

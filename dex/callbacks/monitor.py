@@ -59,12 +59,14 @@ class Monitor(L.Callback):
         if step % self.every_n_steps or not (trainer.is_global_zero or sharded(pl_module)):
             return
         begun, size = time.perf_counter(), batch.source.shape[-1]
+        framing = getattr(getattr(trainer, "datamodule", None), "framing", "wide")  # as in training, where it is known
         if self.tuples is None or self.faces is None:
-            self.tuples = make_tuples(self.count, size, self.seed)
-            self.faces = make_faces(self.identities, 8, size, self.seed)
+            self.tuples = make_tuples(self.count, size, self.seed, framing=framing)
+            self.faces = make_faces(self.identities, 8, size, self.seed, framing=framing)
         found = self.measured(pl_module, self.tuples, self.faces)
         if found is not None:
-            self.report(trainer, found, size, begun)
+            own = own_figures(self.tuples, self.count, size, self.seed, framing)
+            self.report(trainer, found, own, begun)
 
     @torch.no_grad()
     def measured(self, module: Any, tuples: Tuples, faces: Faces) -> Measured | None:
@@ -79,10 +81,9 @@ class Monitor(L.Callback):
         found.figures.update(probes(codes, faces))
         return found
 
-    def report(self, trainer: L.Trainer, found: Measured, size: int, begun: float) -> None:
-        """TensorBoard, and a line that names what is wrong. `begun`: when it was asked, by `time.perf_counter`."""
+    def report(self, trainer: L.Trainer, found: Measured, own: Mapping[str, float], begun: float) -> None:
+        """TensorBoard, and a line that names what is wrong. `own`: the estimator's figures; `begun`: when it was asked, by `time.perf_counter`."""
         assert self.tuples is not None
-        own = own_figures(self.tuples, self.count, size, self.seed)
         read = found.readings and is_measurable(own)
         figures = with_leaks(found.figures, own) if read else dict(found.figures)
         self.figures = figures

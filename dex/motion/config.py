@@ -15,6 +15,9 @@ class MotionConfig:
     volume_channels: int = 32
     volume_depth: int = 16
     volume_size: int = 64
+    # 0: the volume is the paper's, over [-1, 1]³. Above: its depth is measured from an average head's front, ± so many
+    # canonical units, and both ends know where on the head a pixel is (ours, `dex.motion.head_surface`)
+    shell: float = 0.0
     appearance_width: int = 64  # channels of the first 2D convolution; doubles at each halving
     appearance_blocks: int = 6  # 3D residual blocks
     middle_size: int = 32  # where the flattened, warped feature enters the decoder
@@ -29,6 +32,9 @@ class MotionConfig:
     fan_stacks: int = 4
     fan_depth: int = 4  # halvings inside one hourglass
     expression_dim: int = 512
+    # One code for all motion, the usual design that this one is compared with: e is read from the whole picture, not
+    # from the upright face, and nothing is warped.
+    joint_code: bool = False
     # decoder: channels at resolution r are min(decoder_cap, decoder_width · size / r)
     style_dim: int = 2048
     decoder_width: int = 128
@@ -46,6 +52,8 @@ class MotionConfig:
                 f"middle_size {self.middle_size}, volume_size {self.volume_size}, size {self.size}: "
                 "needed is 8 <= middle_size <= volume_size < size"
             )
+        if self.shell < 0:
+            raise ValueError(f"shell = {self.shell} must be 0 for a volume over [-1, 1]³, or a distance above it")
         if len(self.pose_dims) != len(self.pose_depths):
             raise ValueError(f"pose_dims {self.pose_dims} and pose_depths {self.pose_depths} differ in length")
 

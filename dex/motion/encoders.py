@@ -63,7 +63,7 @@ class Encoders(torch.nn.ModuleDict):
     @torch.no_grad()
     def read_motion(self, pictures: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:
         """P and e."""
-        return read_motion(self["pose_encoder"], self["expression_encoder"], self.fitted(pictures))
+        return read_motion(self["pose_encoder"], self["expression_encoder"], self.fitted(pictures), self.config)
 
     def fitted(self, pictures: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 h w"]:
         """Scaled to the size that the encoders were trained on."""

@@ -12,6 +12,7 @@ from dex.motion.appearance import AppearanceEncoder, FlattenCNN, StyleEncoder
 from dex.motion.config import MotionConfig
 from dex.motion.decoder import Decoder
 from dex.motion.expression_encoder import ExpressionEncoder
+from dex.motion.head_surface import warp_shell
 from dex.motion.pose_encoder import PoseEncoder
 from dex.pose import face_view, warp_volume
 
@@ -26,12 +27,19 @@ class Generated:
     expression: Float[Tensor, "B K E"]
 
 
+def expression_input(
+    picture: Float[Tensor, "N 3 H W"], pose: Float[Tensor, "N 3 4"], config: MotionConfig
+) -> Float[Tensor, "N 3 H W"]:
+    """What the expression encoder sees: the face as P brings it upright; for a joint code the whole picture."""
+    return picture if config.joint_code else face_view(picture, pose)
+
+
 def read_motion(
-    pose_encoder: nn.Module, expression_encoder: nn.Module, picture: Float[Tensor, "N 3 H W"]
+    pose_encoder: nn.Module, expression_encoder: nn.Module, picture: Float[Tensor, "N 3 H W"], config: MotionConfig
 ) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:
-    """P and e of pictures. The expression encoder sees the face as P brings it upright (`dex.pose.face_view`)."""
+    """P and e of pictures."""
     pose = pose_encoder(picture)
-    return pose, expression_encoder(face_view(picture, pose))
+    return pose, expression_encoder(expression_input(picture, pose, config))
 
 
 class MotionGenerator(nn.Module):
@@ -49,7 +57,7 @@ class MotionGenerator(nn.Module):
 
     def read_motion(self, picture: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:
         """P and e of pictures."""
-        return read_motion(self.pose_encoder, self.expression_encoder, picture)
+        return read_motion(self.pose_encoder, self.expression_encoder, picture, self.config)
 
     def forward(
         self,
@@ -59,7 +67,7 @@ class MotionGenerator(nn.Module):
         expression: Float[Tensor, "B K E"],
     ) -> Float[Tensor, "B K 3 H W"]:
         """K pictures of each source: its appearance is encoded once, whatever K is."""
-        feature = self.appearance_encoder(source)
+        feature = self.appearance_encoder(source, source_pose)
         style = self.style_encoder(feature)
         return self.animate(feature, style, source_pose, driving_pose, expression)
 
@@ -73,7 +81,16 @@ class MotionGenerator(nn.Module):
     ) -> Float[Tensor, "B K 3 H W"]:
         """The part that runs once a driving frame, given what was read from the source."""
         drivers = driving_pose.shape[1]
-        feature = feature.repeat_interleave(drivers, dim=0)
-        warped = warp_volume(feature, source_pose.repeat_interleave(drivers, dim=0), driving_pose.flatten(0, 1))
+        feature, source_pose = (part.repeat_interleave(drivers, dim=0) for part in (feature, source_pose))
+        driving_pose = source_pose if self.config.joint_code else driving_pose.flatten(0, 1)
+        warped = self.warp(feature, source_pose, driving_pose)
         code = torch.cat([style.repeat_interleave(drivers, dim=0), expression.flatten(0, 1)], dim=1)
-        return self.decoder(self.flatten(feature, warped), code).unflatten(0, (-1, drivers))
+        return self.decoder(self.flatten(feature, warped, driving_pose), code).unflatten(0, (-1, drivers))
+
+    def warp(
+        self, feature: Float[Tensor, "N C D h w"], source: Float[Tensor, "N 3 4"], driving: Float[Tensor, "N 3 4"]
+    ) -> Float[Tensor, "N C D h w"]:
+        """f_w."""
+        if self.config.shell:
+            return warp_shell(feature, source, driving, self.config.shell)
+        return warp_volume(feature, source, driving)

@@ -9,15 +9,16 @@ from torchvision.utils import make_grid
 
 from dex.batch import Batch, to_unit
 from dex.motion.generator import Generated, MotionGenerator
-from dex.pose import warp_volume
 
 
 @torch.no_grad()
 def reenactment_grid(generator: MotionGenerator, batch: Batch, made: Generated, samples: int) -> Float[Tensor, "3 H W"]:
     """Rows of source | pose driver | expression driver | output | truth | warped feature; values in [0, 1]."""
     pose_view = batch.driving if batch.pose_view is None else batch.pose_view
-    feature = generator.appearance_encoder(batch.source)
-    warped = feature_picture(warp_volume(feature, made.source_pose, made.driving_pose[:, 0]), batch.source.shape[-1])
+    feature = generator.appearance_encoder(batch.source, made.source_pose)
+    warped = feature_picture(
+        generator.warp(feature, made.source_pose, made.driving_pose[:, 0]), batch.source.shape[-1]
+    )
     columns = [
         batch.source,
         pose_view[:, 0],

@@ -21,12 +21,13 @@ from dex.motion import losses, pictures
 from dex.motion.config import MotionConfig
 from dex.motion.decoder import StyleStage
 from dex.motion.discriminator import Discriminator
+from dex.motion.encoders import ENCODERS
 from dex.motion.evaluation import MotionEvaluation, report
-from dex.motion.generator import Generated, MotionGenerator
+from dex.motion.generator import Generated, MotionGenerator, expression_input
 from dex.motion.layers import ResBlock2d, ResBlock3d
 from dex.motion.losses import LossWeights, Perceptual, PerceptualLoss
-from dex.pose import face_view
-from dex.sharding import average_gradients, on_any_rank, shard
+from dex.muon import Muon
+from dex.sharding import average_gradients, on_any_rank, shard, sharded
 from dex.speed import checkpoint_blocks, compile_blocks, to_channels_last
 from dex.training import (
     check_finite,
@@ -49,6 +50,9 @@ class Optimisation:
 
     learning_rate: float = 1e-4
     discriminator_learning_rate: float = 1e-4
+    # Of Muon (`dex.muon`, ours) for the matrices of what draws, about 0.02, `learning_rate` being for the rest; 0: Adam
+    # for all. It needs fewer steps. Not for sharded weights.
+    muon: float = 0.0
     betas: tuple[float, float] = (0.5, 0.999)
     warmup_steps: int = 0
     decay_steps: int = 0  # half a cosine to zero, over so many steps
@@ -106,15 +110,24 @@ class MotionTrainer(L.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.optimisation
-        trained = list(self.generator.parameters())
+        read = [p for name in ENCODERS for p in getattr(self.generator, name).parameters()]
         if self.read_out is not None:
-            trained += self.read_out.parameters()
-        fused = settings.fused or None
-        made = [torch.optim.Adam(trained, settings.learning_rate, settings.betas, fused=fused)]
+            read += self.read_out.parameters()
+        drawn = [
+            p for name, part in self.generator.named_children() if name not in ENCODERS for p in part.parameters()
+        ]
+        adam: dict[str, Any] = {"betas": settings.betas, "fused": settings.fused or None}
+        made: list[torch.optim.Optimizer] = [
+            Muon(drawn, settings.muon, read, settings.learning_rate, **adam)
+            if settings.muon
+            else torch.optim.Adam([*drawn, *read], settings.learning_rate, **adam)
+        ]
         if self.discriminator is not None:
             rate = settings.discriminator_learning_rate
-            made.append(torch.optim.Adam(self.discriminator.parameters(), rate, settings.betas, fused=fused))
-        return made  # type: ignore[return-value]  # a list of Adam is a list of Optimizer
+            made.append(torch.optim.Adam(self.discriminator.parameters(), rate, **adam))
+        for group in (group for optimizer in made for group in optimizer.param_groups):
+            group["initial_lr"] = group["lr"]
+        return made
 
     def setup(self, stage: str) -> None:
         for network in self._perceptual:
@@ -122,6 +135,11 @@ class MotionTrainer(L.LightningModule):
 
     def configure_model(self) -> None:
         """The discriminator stays whole on each rank: R1 differentiates twice, which sharding does not support."""
+        if self.optimisation.muon and sharded(self):
+            raise ValueError(
+                "optimisation.muon needs whole matrices on every rank: set it to 0, or take --config "
+                "configs/strategy/ddp.yaml instead of a sharding strategy"
+            )
         networks = [*self.generator.children(), *self.average.children()]
         shard(self, networks if self.read_out is None else [*networks, self.read_out])
 
@@ -171,7 +189,7 @@ class MotionTrainer(L.LightningModule):
         if on_any_rank(self, not known.all()):
             with torch.no_grad():
                 pose = torch.where(known[:, None, None], pose, self.generator.pose_encoder(view))
-        face = pose_augment(face_view(view, pose), self.pose_augmentation, random)
+        face = pose_augment(expression_input(view, pose, self.network), self.pose_augmentation, random)
         return self.generator.expression_encoder(face).unflatten(0, (len(batch.source), -1))
 
     def generate(
@@ -229,10 +247,10 @@ class MotionTrainer(L.LightningModule):
         pose = known_poses(batch.driving_pose, batch.driving_pose_weight, generated.driving_pose.detach())
         encoder, state = self.generator.expression_encoder, random.get_state()
         with torch.no_grad():
-            wanted = encoder(pose_augment(face_view(real, pose), self.pose_augmentation, random), layers=True)
+            wanted = encoder(pose_augment(expression_input(real, pose, self.network), self.pose_augmentation, random), layers=True)
         random.set_state(state)
         with freeze(encoder):
-            found = encoder(pose_augment(face_view(fake, pose), self.pose_augmentation, random), layers=True)
+            found = encoder(pose_augment(expression_input(fake, pose, self.network), self.pose_augmentation, random), layers=True)
         return losses.feature_loss(found, wanted)
 
     def anchor_losses(
@@ -264,7 +282,7 @@ class MotionTrainer(L.LightningModule):
         check_finite(self, {**terms, "total": total}, batch)
         wrapped: Any = self.optimizers()
         optimizer = wrapped[0] if isinstance(wrapped, list) else wrapped
-        rate = self.set_rate(optimizer, self.optimisation.learning_rate)
+        rate = self.set_rate(optimizer)
         optimizer.zero_grad()
         self.manual_backward(total)
         # Each network on its own: the pose encoder's gradient can be ten times the others' and would drown them.
@@ -291,7 +309,7 @@ class MotionTrainer(L.LightningModule):
             total = total + self.loss.r1 * self.loss.r1_interval * terms["r1"]
         check_finite(self, terms, batch)
         optimizer = self.unwrapped_optimizers()[1]
-        rate = self.set_rate(optimizer, self.optimisation.discriminator_learning_rate)
+        rate = self.set_rate(optimizer)
         optimizer.zero_grad()
         self.manual_backward(total)
         average_gradients(self, self.discriminator)
@@ -304,11 +322,12 @@ class MotionTrainer(L.LightningModule):
         found: Any = self.optimizers(use_pl_optimizer=False)
         return found if isinstance(found, list) else [found]
 
-    def set_rate(self, optimizer: torch.optim.Optimizer, base: float) -> float:
-        rate = base * self.optimisation.factor(self.global_step)
+    def set_rate(self, optimizer: torch.optim.Optimizer) -> float:
+        """Of this step; returns that of the last group, which is always Adam's."""
+        factor = self.optimisation.factor(self.global_step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+            group["lr"] = factor * group["initial_lr"]
+        return optimizer.param_groups[-1]["lr"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # As plain numbers: an export reads the checkpoint without unpickling classes.

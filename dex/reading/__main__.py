@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from dex.data.shards import write_atomic
 from dex.data.synthetic.controls import NAMES
+from dex.data.synthetic.motion import FRAMINGS
 from dex.motion.evaluation import POSE_COMPONENTS
 from dex.reading.measure import cross_talk, is_measurable
 from dex.reading.own import KNOWN, USUAL, key
@@ -26,16 +27,20 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels, both sides")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stratum", choices=STRATA, help="degrees of the drivers' yaw; all of them if not given")
+    parser.add_argument("--framing", choices=FRAMINGS, default="wide", help="how far the head fills the picture")
     parser.add_argument("--write", action="store_true", help="measure the usual sets and store them")
     asked = parser.parse_args()
     if asked.tuples < 2 or asked.size < 16 or asked.seed < 0:
         sys.exit(f"error: --tuples {asked.tuples}, --size {asked.size}, --seed {asked.seed}: need ≥ 2, ≥ 16 and ≥ 0")
     if asked.write:
-        known = {key(count, size, 0): cross_talk(make_tuples(count, size), usable_cores()) for count, size in USUAL}
+        known = {
+            key(count, size, 0, framing): cross_talk(make_tuples(count, size, framing=framing), usable_cores())
+            for count, size, framing in USUAL
+        }
         write_atomic(KNOWN, (json.dumps(known, indent=1) + "\n").encode())
         print(f"{KNOWN}: {len(known)} sets of tuples")
         return
-    tuples = make_tuples(asked.tuples, asked.size, asked.seed, stratum=asked.stratum)
+    tuples = make_tuples(asked.tuples, asked.size, asked.seed, stratum=asked.stratum, framing=asked.framing)
     begun = time.perf_counter()
     print(table(cross_talk(tuples, usable_cores())))
     print(f"{3 * asked.tuples} pictures in {time.perf_counter() - begun:.1f} s")

@@ -6,21 +6,31 @@ import json
 from pathlib import Path
 
 from dex.data.synthetic.head import GENERATOR
+from dex.data.synthetic.motion import FramingName
 from dex.reading.measure import cross_talk
 from dex.reading.tuples import Tuples
 from dex.speed import usable_cores
 
 KNOWN = Path(__file__).with_name("cross_talk.json")
-USUAL = ((16, 64), (64, 64), (8, 64), (64, 256), (64, 512))  # (tuples, pixels) of configs' monitors, with seed 0
+# (tuples, pixels, framing) of configs' monitors, with seed 0
+USUAL: tuple[tuple[int, int, FramingName], ...] = (
+    (16, 64, "wide"),
+    (64, 64, "wide"),
+    (8, 64, "wide"),
+    (64, 256, "wide"),
+    (64, 512, "wide"),
+    (64, 64, "close"),
+    (64, 256, "close"),
+)
 
 
-def key(count: int, size: int, seed: int) -> str:
+def key(count: int, size: int, seed: int, framing: FramingName) -> str:
     """Of a set of tuples; another generation of heads has other pictures."""
-    return f"{GENERATOR}: {count} tuples, {size} px, seed {seed}"
+    return f"{GENERATOR}: {count} tuples, {size} px, seed {seed}, {framing}"
 
 
-def own_figures(tuples: Tuples, count: int, size: int, seed: int) -> dict[str, float]:
+def own_figures(tuples: Tuples, count: int, size: int, seed: int, framing: FramingName) -> dict[str, float]:
     """Cross-talk φ (`I_pe`, `I_ep`), gains and R² of the estimator on these tuples; read now where not known."""
     known = json.loads(KNOWN.read_text()) if KNOWN.is_file() else {}
-    found = known.get(key(count, size, seed))
+    found = known.get(key(count, size, seed, framing))
     return found if found is not None else cross_talk(tuples, usable_cores())

@@ -13,7 +13,7 @@ from torch import Tensor
 from dex.batch import FACE
 from dex.data.synthetic.controls import sample_controls, to_blendshapes
 from dex.data.synthetic.head import Head, make_head
-from dex.data.synthetic.motion import sample_pose
+from dex.data.synthetic.motion import FramingName, sample_pose
 from dex.data.synthetic.render import render
 from dex.data.synthetic.splits import YAW_STRATA, identity_seed, yaw_stratum
 from dex.data.synthetic.surface import Array
@@ -46,7 +46,14 @@ class Tuples:
         return self.controls[int(edit == "expression")]
 
 
-def make_tuples(count: int, size: int, seed: int = 0, split: str = "val", stratum: str | None = None) -> Tuples:
+def make_tuples(
+    count: int,
+    size: int,
+    seed: int = 0,
+    split: str = "val",
+    stratum: str | None = None,
+    framing: FramingName = "wide",
+) -> Tuples:
     """`count` tuples at size² pixels. Poses of the drivers as training has them, or with the yaw of one of `STRATA`.
 
     Raises ValueError for a stratum that is none.
@@ -55,19 +62,21 @@ def make_tuples(count: int, size: int, seed: int = 0, split: str = "val", stratu
         raise ValueError(f"stratum {stratum!r}: need one of {', '.join(STRATA)}")
     rng = np.random.default_rng([0x7A9, seed, STRATA.index(stratum) + 1 if stratum else 0])
     heads = [[make_head(identity_seed(split, 3 * number + i)) for i in range(3)] for number in range(count)]
-    drawn = [_make_one(rng, three, size, stratum) for three in heads]
+    drawn = [_make_one(rng, three, size, stratum, framing) for three in heads]
     columns = {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
     for name in ("driver", "pose", "controls", "truth", "head", "face"):
         columns[name] = columns[name].transpose(0, 1).contiguous()
     return Tuples(heads=[three[0] for three in heads], **columns)
 
 
-def _make_one(rng: np.random.Generator, heads: list[Head], size: int, stratum: str | None) -> dict[str, Array]:
+def _make_one(
+    rng: np.random.Generator, heads: list[Head], size: int, stratum: str | None, framing: FramingName
+) -> dict[str, Array]:
     """The columns of a tuple."""
     whose, *drivers = heads
-    pose, controls = sample_pose(rng, 3), sample_controls(rng, 3)
+    pose, controls = sample_pose(rng, 3, framing), sample_controls(rng, 3)
     if stratum is not None:
-        pose[1:] = yaw_stratum(rng, 2, YAW_STRATA[STRATA.index(stratum)])
+        pose[1:] = yaw_stratum(rng, 2, YAW_STRATA[STRATA.index(stratum)], framing)
     expression = to_blendshapes(controls)
     source = render(whose, expression[:1], pose[:1], size).image[0]
     driving = [render(head, expression[i : i + 1], pose[i : i + 1], size).image[0] for i, head in enumerate(drivers, 1)]
@@ -93,14 +102,16 @@ class Faces:
     identity: list[int]
 
 
-def make_faces(identities: int, each: int, size: int, seed: int = 0, split: str = "val") -> Faces:
+def make_faces(
+    identities: int, each: int, size: int, seed: int = 0, split: str = "val", framing: FramingName = "wide"
+) -> Faces:
     """`identities` × `each` pictures, of other identities than `make_tuples` has."""
     rng = np.random.default_rng([0xFACE, seed])
     poses: list[Array] = []
     pictures: list[Array] = []
     first = 2**20
     for number in range(identities):
-        poses.append(sample_pose(rng, each))
+        poses.append(sample_pose(rng, each, framing))
         head = make_head(identity_seed(split, first + number))
         pictures.append(render(head, to_blendshapes(sample_controls(rng, each)), poses[-1], size).image)
     return Faces(

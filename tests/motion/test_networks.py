@@ -1,14 +1,17 @@
 """The paper-size networks, shape by shape (METHOD.md, stage 1), and the parts that mathematics can check."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dex.motion.config import MotionConfig
 from dex.motion.discriminator import Discriminator, minibatch_std
-from dex.motion.generator import MotionGenerator
+from dex.motion.generator import MotionGenerator, expression_input
 from dex.motion.layers import StyleConv
-from dex.pose import identity_pose, warp_volume
+from dex.pose import face_view, identity_pose, make_pose, matrix_from_euler, warp_volume
+from tests.motion.conftest import TINY
 
 
 def outputs_by_name(module: torch.nn.Module) -> dict[str, list[tuple[int, ...]]]:
@@ -48,6 +51,29 @@ def test_paper_size_has_the_papers_shapes() -> None:
     rgb = [shapes[f"decoder.to_rgb.{i}"][0] for i in range(6)]
     assert rgb == [(4, c, r, r) for c, r in ((96, 8), (48, 16), (24, 32), (12, 64), (6, 128), (3, 256))]
     assert fake.shape == (1, 4, 3, 256, 256)
+
+
+def poses(yaw: float) -> torch.Tensor:
+    angle = torch.tensor([yaw])
+    turned = matrix_from_euler(angle, torch.zeros(1), torch.zeros(1))
+    return make_pose(turned, torch.tensor([[0.1, 0.0, 0.0]]), torch.tensor([0.9]))
+
+
+@pytest.mark.parametrize("shell", [0.0, 0.3])
+def test_a_split_follows_the_pose_and_a_joint_code_only_its_code(shell: float) -> None:
+    torch.manual_seed(0)
+    source, code = torch.rand(1, 3, 32, 32) * 2 - 1, torch.randn(1, 2, 8)
+    driving = torch.stack([poses(-0.4), poses(0.4)], dim=1)
+    for joint in (False, True):
+        generator = MotionGenerator(dataclasses.replace(TINY, shell=shell, joint_code=joint)).eval()
+        first = generator(source, poses(0.0), driving, code[:, :1].expand(-1, 2, -1))[0]
+        assert torch.allclose(first[0], first[1]) == joint  # one code, two poses
+        second = generator(source, poses(0.0), driving[:, :1].expand(-1, 2, -1, -1), code)[0]
+        assert not torch.allclose(second[0], second[1])
+        moved = torch.roll(source, 6, dims=3)
+        codes = generator.expression_encoder(expression_input(torch.cat([source, moved]), driving[0], generator.config))
+        upright = generator.expression_encoder(face_view(torch.cat([source, moved]), driving[0]))
+        assert torch.allclose(codes, upright) != joint  # a joint code is of the whole picture
 
 
 def test_discriminator_at_paper_size() -> None:

@@ -1,6 +1,7 @@
 """The motion trainer as a whole: it learns, repeats itself, resumes exactly, and stops on nonsense."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from dex.batch import Batch, to_float
 from dex.callbacks.checkpoints import Checkpoints
 from dex.checkpoint import CheckpointError, step_folder
 from dex.export import export
-from dex.motion.encoders import ExportError, load_encoders, load_generator
+from dex.motion.encoders import ENCODERS, ExportError, load_encoders, load_generator
 from dex.motion.generator import Generated
 from dex.motion.losses import LossWeights
 from dex.motion.trainer import MotionTrainer, Optimisation
 from dex.training import NonFiniteLossError, step_random
-from tests.motion.conftest import TINY, tiny_data, tiny_trainer
+from tests.motion.conftest import PIXEL_LOSSES, TINY, tiny_data, tiny_trainer
 
 # The losses of `golden()`: they change only when the method, its sampling or its data change, and then on purpose.
 GOLDEN = {0: 5.05469, 1: 4.31361, 4: 4.15288, 9: 3.1632, 19: 2.65035}
@@ -116,12 +117,17 @@ def test_losses_of_twenty_steps_are_golden(tmp_path: Path) -> None:
     assert {step: found[step] for step in GOLDEN} == pytest.approx(GOLDEN, rel=2e-3)
 
 
-def test_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path) -> None:
+SHELL = dataclasses.replace(TINY, shell=0.3)
+WITH_MUON = Optimisation(learning_rate=2e-3, muon=0.02, warmup_steps=3, teacher_poses=5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"network": SHELL, "optimisation": WITH_MUON}], ids=["adam", "muon"])
+def test_resumed_run_repeats_the_uninterrupted_one(settings: dict[str, Any], tmp_path: Path) -> None:
     L.seed_everything(0, verbose=False)
-    whole_module = tiny_trainer()
+    whole_module = tiny_trainer(**settings)
     whole = run(whole_module, 8, tmp_path / "whole", every=5)
     L.seed_everything(99, verbose=False)  # whatever the second process starts with must not matter
-    resumed_module = tiny_trainer()
+    resumed_module = tiny_trainer(**settings)
     resumed = run(resumed_module, 8, tmp_path / "resumed", resume=step_folder(tmp_path / "whole", 5))
     assert resumed.keys == whole.keys[5:]
     assert resumed.losses == whole.losses[5:]
@@ -199,12 +205,25 @@ def test_nan_stops_with_keys_and_the_batch_on_disk(tmp_path: Path) -> None:
     assert str(saved[0]) in str(caught.value)
 
 
-def test_frozen_things_stay_out_of_the_optimisers() -> None:
-    module = tiny_trainer()
+@pytest.mark.parametrize("muon", [0.0, 0.02])
+def test_frozen_things_stay_out_of_the_optimisers(muon: float) -> None:
+    module = tiny_trainer(optimisation=Optimisation(muon=muon))
     optimised = {id(p) for o in module.configure_optimizers() for g in o.param_groups for p in g["params"]}
     assert not optimised & {id(p) for p in module.average.parameters()}
     learning = (module.generator, module.read_out, module.discriminator)
     assert optimised == {id(p) for network in learning for p in network.parameters()}
+
+
+def test_muon_turns_what_draws_and_leaves_the_encoders_to_adam(tmp_path: Path) -> None:
+    module = tiny_trainer(optimisation=WITH_MUON, loss=dataclasses.replace(PIXEL_LOSSES, adversarial=0))
+    run(module, 1, tmp_path)
+    optimizer = module.optimizers(use_pl_optimizer=False)
+    matrices, others = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
+    assert id(module.generator.decoder.middle.weight) in matrices
+    assert id(module.generator.decoder.middle.bias) in others
+    assert {id(p) for name in ENCODERS for p in getattr(module.generator, name).parameters()} <= others
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.02 / 3, 2e-3 / 3])  # the first of three steps of warm-up
 
 
 def test_learning_rate_warms_up_and_decays() -> None:

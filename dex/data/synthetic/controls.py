@@ -7,6 +7,8 @@ opposite blendshapes are the two ends of one control, eyes look sideways only, a
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from dex.data.synthetic.blendshapes import BLENDSHAPES, INDEX
@@ -27,6 +29,7 @@ CONTROLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gaze_side": (("eyeLookOutLeft", "eyeLookInRight"), ("eyeLookInLeft", "eyeLookOutRight")),
 }
 NAMES = tuple(CONTROLS)
+ExpressionsName = Literal["all", "symmetric"]
 BLINK, GAZE = NAMES.index("blink"), NAMES.index("gaze_side")
 LOWEST = np.array([-1.0 if negative else 0.0 for _, negative in CONTROLS.values()], np.float32)  # the highest is 1
 SHUT = 0.4  # lids closed further than this hide where the eye looks
@@ -60,3 +63,8 @@ def to_controls(expression: Array) -> Array:
 def sample_controls(rng: np.random.Generator, n: int) -> Array:
     """n independent settings (n, C), distributed as the expressions that training sees."""
     return to_controls(sample_expression(rng, n))
+
+
+def sample_some(rng: np.random.Generator, n: int, which: ExpressionsName) -> Array:
+    """n independent expressions (n, E): any, or such as the controls make."""
+    return sample_expression(rng, n) if which == "all" else to_blendshapes(sample_controls(rng, n))

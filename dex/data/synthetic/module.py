@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dex.batch import Batch, blendshape_row, to_float
 from dex.data.position import Layout, advanced, batches_of_all, completed_batches
 from dex.data.synthetic.blendshapes import BLENDSHAPES
+from dex.data.synthetic.controls import ExpressionsName, sample_some
 from dex.data.synthetic.head import Head, make_head
-from dex.data.synthetic.motion import crop_contract, sample_expression, sample_pose
+from dex.data.synthetic.motion import FramingName, crop_contract, sample_pose
 from dex.data.synthetic.render import render
 
 # Identity seeds of training and of validation never meet.
@@ -42,10 +43,13 @@ class SyntheticBatches(Dataset[Batch]):
         identities: int,
         swap: bool = False,
         second_view: bool = True,
+        framing: FramingName = "wide",
+        expressions: ExpressionsName = "all",
     ) -> None:
         self.size, self.batch_size, self.drivers, self.seed = size, batch_size, drivers, seed
         self.first_identity, self.identities = first_identity, identities
         self.swap, self.second_view = swap, second_view
+        self.framing, self.expressions = framing, expressions
 
     def __getitem__(self, index: int) -> Batch:
         rng = np.random.default_rng([self.seed, index])
@@ -64,7 +68,8 @@ class SyntheticBatches(Dataset[Batch]):
     def sample(self, head: Head, rng: np.random.Generator) -> dict[str, Tensor]:
         """One source, K drivers, K other views of the drivers' expression, K frames of their pose."""
         k = self.drivers
-        pose, expression = sample_pose(rng, 1 + 2 * k), sample_expression(rng, 1 + 2 * k)
+        pose = sample_pose(rng, 1 + 2 * k, self.framing)
+        expression = sample_some(rng, 1 + 2 * k, self.expressions)
         driving, other = slice(1, 1 + k), slice(1 + k, 1 + 2 * k)
         poses, expressions = [pose[: 1 + k]], [expression[: 1 + k]]
         if self.second_view:
@@ -112,6 +117,8 @@ class SyntheticHeads(L.LightningDataModule):
         workers: int = 1,
         seed: int = 0,
         second_view: bool = True,
+        framing: FramingName = "wide",
+        expressions: ExpressionsName = "all",
         identities: int = 100_000,
         val_identities: int = 64,
         val_batches: int = 8,
@@ -123,6 +130,8 @@ class SyntheticHeads(L.LightningDataModule):
             workers: processes that render; 0 renders in the training process.
             seed: of the training batches. Validation is the same for every seed, so that runs compare.
             second_view: read the expression code from another camera's view of the same instant (METHOD.md).
+            framing: wide, with hair and shoulders, or close, where the face fills the picture.
+            expressions: all coefficients on their own, or symmetric: the ten controls that the monitor reads.
             identities: how many different heads training knows.
             val_identities: heads of validation, none of them known to training.
             val_batches: swaps of `batch_size` sources each.
@@ -131,8 +140,9 @@ class SyntheticHeads(L.LightningDataModule):
         self.save_hyperparameters()
         self.size, self.batch_size, self.drivers, self.workers, self.seed = size, batch_size, drivers, workers, seed
         self.second_view, self.identities = second_view, identities
+        self.framing, self.expressions = framing, expressions
         self.val_identities, self.val_batches = val_identities, val_batches
-        self.crop = crop_contract(size)
+        self.crop = crop_contract(size, framing)
         self.history: list[Layout] = []  # what training has taken, over all runs
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -145,6 +155,8 @@ class SyntheticHeads(L.LightningDataModule):
             first_identity=_TRAIN_IDENTITIES,
             identities=self.identities,
             second_view=self.second_view,
+            framing=self.framing,
+            expressions=self.expressions,
         )
         return self._loader(batches, StepSampler(batches_of_all(self._advanced()), rank, world), self.workers)
 
@@ -158,6 +170,8 @@ class SyntheticHeads(L.LightningDataModule):
             first_identity=_VAL_IDENTITIES,
             identities=self.val_identities,
             swap=True,
+            framing=self.framing,
+            expressions=self.expressions,
         )
         return self._loader(batches, StepSampler(0, rank, world, -(-self.val_batches // world)), 0)
 

@@ -3,6 +3,9 @@
 Pose never depends on expression.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 
 from dex.data.shards import CropContract
@@ -10,14 +13,35 @@ from dex.data.synthetic.blendshapes import BLENDSHAPES, INDEX
 from dex.data.synthetic.surface import Array
 
 POSE_DEGREES = (45.0, 25.0, 20.0)  # largest yaw, pitch, roll
-SCALE = (0.60, 0.82)
-SHIFT = 0.16
-CENTRE = (0.0, 0.08)  # middle of the head's frame, so that the hair stays inside
+
+FramingName = Literal["wide", "close"]
 
 
-def crop_contract(size: int) -> CropContract:
+@dataclass(frozen=True)
+class Framing:
+    """Where heads sit in their pictures."""
+
+    scale: tuple[float, float]  # of the pose, smallest and largest
+    middle_scale: float
+    shift: float  # largest, from `centre`
+    centre: tuple[float, float]  # of the head's frame
+    margin: float  # of the crop that cuts such pictures, on the average
+    shift_up: float
+
+
+# wide: hair and shoulders stay inside, a face has a third of the width. close: the face fills the picture, as crops of
+# faces do; at 64² only these have enough pixels for an eye.
+FRAMINGS: dict[FramingName, Framing] = {
+    "wide": Framing((0.60, 0.82), 0.72, 0.16, (0.0, 0.08), margin=1.65, shift_up=0.07),
+    "close": Framing((0.85, 1.05), 0.95, 0.06, (0.0, -0.02), margin=1.2, shift_up=0.0),
+}
+_WIDE = FRAMINGS["wide"]
+
+
+def crop_contract(size: int, framing: FramingName = "wide") -> CropContract:
     """Of pictures of these poses: there is no rule, the heads move inside their frame; the margin is the mean."""
-    return CropContract("synthetic.v1", size, margin=1.65, shift_up=0.07)
+    chosen = FRAMINGS[framing]
+    return CropContract("synthetic.v1", size, margin=chosen.margin, shift_up=chosen.shift_up)
 
 
 def pose_matrix(yaw: Array, pitch: Array, roll: Array, shift: Array, scale: Array) -> Array:
@@ -34,11 +58,12 @@ def pose_matrix(yaw: Array, pitch: Array, roll: Array, shift: Array, scale: Arra
     return out
 
 
-def sample_pose(rng: np.random.Generator, n: int) -> Array:
-    """n independent poses (n, 3, 4): yaw ±45°, pitch ±25°, roll ±20°, uniform, framed like face crops."""
+def sample_pose(rng: np.random.Generator, n: int, framing: FramingName = "wide") -> Array:
+    """n independent poses (n, 3, 4): yaw ±45°, pitch ±25°, roll ±20°, uniform, in one of `FRAMINGS`."""
+    chosen = FRAMINGS[framing]
     yaw, pitch, roll = (np.radians(rng.uniform(-limit, limit, n)) for limit in POSE_DEGREES)
-    low, high = np.log(SCALE)
-    shift = rng.uniform(-SHIFT, SHIFT, (n, 2)) + CENTRE
+    low, high = np.log(chosen.scale)
+    shift = rng.uniform(-chosen.shift, chosen.shift, (n, 2)) + chosen.centre
     return pose_matrix(yaw, pitch, roll, shift, np.exp(rng.uniform(low, high, n)))
 
 
@@ -108,15 +133,16 @@ def motion_track(rng: np.random.Generator, frames: int, fps: float = 25.0) -> tu
 
 
 def pose_track(rng: np.random.Generator, frames: int, fps: float) -> Array:
-    """Smooth poses (frames, 3, 4) about a resting pose that may look aside."""
+    """Smooth poses (frames, 3, 4) about a resting pose that may look aside, framed wide."""
 
     def sway(limit: float, share: float) -> Array:
         slow, fast = band_limited(rng, frames, fps, 0.04, 0.25), band_limited(rng, frames, fps, 0.25, 0.8)
         return bounded(rng.normal(0, 0.5) + slow + 0.3 * fast, limit, share)
 
     yaw, pitch, roll = (np.radians(sway(limit, 0.6)) for limit in POSE_DEGREES)
-    shift = np.stack([sway(SHIFT, 0.4), sway(SHIFT, 0.4)], 1) + CENTRE
-    middle, half = np.log(SCALE).mean(), (np.log(SCALE[1]) - np.log(SCALE[0])) / 2
+    shift = np.stack([sway(_WIDE.shift, 0.4), sway(_WIDE.shift, 0.4)], 1) + _WIDE.centre
+    low, high = np.log(_WIDE.scale)
+    middle, half = (low + high) / 2, (high - low) / 2
     return pose_matrix(yaw, pitch, roll, shift, np.exp(middle + sway(half, 0.4)))
 
 
@@ -179,5 +205,5 @@ def view_of(rng: np.random.Generator, track: Array) -> Array:
     zoom = np.exp(rng.uniform(-0.06, 0.06))
     out = np.zeros_like(track)
     out[:, :, :3] = zoom * camera @ track[:, :, :3]
-    out[:, :2, 3] = zoom * (track[:, :2, 3] - CENTRE) + CENTRE + rng.uniform(-0.04, 0.04, 2)
+    out[:, :2, 3] = zoom * (track[:, :2, 3] - _WIDE.centre) + _WIDE.centre + rng.uniform(-0.04, 0.04, 2)
     return out

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dex.data.synthetic.blendshapes import BLENDSHAPES, INDEX
-from dex.data.synthetic.motion import CENTRE, pose_matrix
+from dex.data.synthetic.motion import FRAMINGS, FramingName, pose_matrix
 from dex.data.synthetic.surface import Array
 
 # Identity seeds: training below, validation and test above; no seed is in two of them.
@@ -26,12 +26,15 @@ def factorial(poses: Array, expressions: Array) -> tuple[Array, Array]:
     return np.repeat(poses, len(expressions), 0), np.tile(expressions, (len(poses), 1))
 
 
-def yaw_stratum(rng: np.random.Generator, n: int, stratum: tuple[float, float]) -> Array:
+def yaw_stratum(
+    rng: np.random.Generator, n: int, stratum: tuple[float, float], framing: FramingName = "wide"
+) -> Array:
     """n poses (n, 3, 4) with |yaw| uniform in a stratum (degrees), either side, pitch and roll within ±10°."""
     low, high = stratum
+    chosen = FRAMINGS[framing]
     yaw = np.radians(rng.uniform(low, high, n)) * rng.choice((-1, 1), n)
     pitch, roll = np.radians(rng.uniform(-10, 10, (2, n)))
-    return pose_matrix(yaw, pitch, roll, np.tile(CENTRE, (n, 1)), np.full(n, 0.72))
+    return pose_matrix(yaw, pitch, roll, np.tile(chosen.centre, (n, 1)), np.full(n, chosen.middle_scale))
 
 
 def single(name: str, value: float = 1.0) -> Array:
