@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -22,10 +23,10 @@ from benchmarks.results import environment, git_state
 from dex.animation.backends import Backend, load_backend, to_network
 from dex.data.shards import file_sha256, write_atomic
 from dex.data.synthetic.controls import NAMES
+from dex.data.synthetic.motion import FRAMINGS
 from dex.metrics.statistics import bca
 from dex.reading.measure import (
     MATRIX,
-    Measured,
     cross_talk,
     encoded,
     influence_of,
@@ -38,7 +39,7 @@ from dex.reading.measure import (
     with_leaks,
 )
 from dex.reading.pictures import tuples_picture
-from dex.reading.tuples import STRATA, Tuples, make_faces, make_tuples
+from dex.reading.tuples import STRATA, make_faces, make_tuples
 from dex.speed import usable_cores
 
 RESAMPLES = 2000
@@ -49,9 +50,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run, or a folder of python -m dex.export")
     parser.add_argument("--tuples", type=int, default=64, help="sources, each with two drivers")
     parser.add_argument("--stratum", choices=STRATA, help="degrees of the drivers' yaw; all of them if not given")
+    parser.add_argument("--framing", choices=FRAMINGS, default="wide", help="how far the head fills the picture")
     parser.add_argument("--seed", type=int, default=0, help="of the tuples, and of the sampler's noise")
     parser.add_argument("--steps", type=int, help="of the diffusion sampler")
     parser.add_argument("--guidance", type=float, help="of the diffusion sampler")
+    parser.add_argument("--delay", type=int, help="S of the diffusion sampler's guidance")
+    parser.add_argument("--blend", type=int, help="of the diffusion sampler's guidance")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--picture", type=Path, help="write outputs beside their truth there, as PNG")
     asked = parser.parse_args()
@@ -65,15 +69,15 @@ def report(asked: argparse.Namespace) -> None:
     """Measures, prints, writes. Raises ValueError for a checkpoint that is none."""
     if asked.tuples < 2 or asked.seed < 0:
         raise ValueError(f"--tuples {asked.tuples}, --seed {asked.seed}: need at least 2 and 0")
-    backend = load_backend(asked.run, None, None, asked.seed, asked.steps, asked.guidance)
-    tuples = make_tuples(asked.tuples, backend.size, asked.seed, "test", asked.stratum)
+    backend = load_backend(asked.run, None, None, asked.seed, asked.steps, asked.guidance, asked.delay, asked.blend)
+    tuples = make_tuples(asked.tuples, backend.size, asked.seed, "test", asked.stratum, asked.framing)
     own = cross_talk(tuples, usable_cores())
     cpu = torch.device("cpu")
-    found = measure(outputs(animate_by(backend), tuples, cpu), tuples, usable_cores())
-    faces = make_faces(64, 8, backend.size, split="test")
+    found = measure(outputs(animate_by(backend), tuples, cpu, backend.joint_code), tuples, usable_cores())
+    faces = make_faces(64, 8, backend.size, split="test", framing=asked.framing)
     codes = probes(encoded(lambda pictures: backend.read_motion(pictures)[1], faces, cpu), faces)
     figures = {**(with_leaks(found.figures, own) if is_measurable(own) else found.figures), **codes}
-    between = intervals(found, tuples, own)
+    between = intervals_of(squared_distances(found.readings, tuples).T.numpy(), own)
     print(table(figures, between, own))
     if asked.picture:
         asked.picture.parent.mkdir(parents=True, exist_ok=True)
@@ -110,9 +114,9 @@ def animate_by(backend: Backend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return animate
 
 
-def intervals(found: Measured, tuples: Tuples, own: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Of the matrix, and of S where the estimator is good enough; every tuple has three identities of its own."""
-    clusters = squared_distances(found.readings, tuples).T.numpy()
+def intervals_of(clusters: Float[np.ndarray, "N 6"], own: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Of the matrix, and of S where the estimator is good enough; `clusters`: `squared_distances` of each tuple, which
+    has three identities of its own."""
 
     def interval(number: Callable[[dict[str, float]], float]) -> tuple[float, float]:
         def statistic(totals: np.ndarray) -> np.ndarray:

@@ -25,7 +25,10 @@ def test_matrices_take_steps_of_one_size_and_the_rest_is_adam() -> None:
         for _ in range(2)
     )
     twin.load_state_dict(network.state_dict())
-    ours, adam = Muon(network[:2].parameters(), 0.02, network[2:].parameters(), 1e-3), torch.optim.Adam(twin.parameters(), 1e-3)
+    ours, adam = (
+        Muon(network[:2].parameters(), 0.02, network[2:].parameters(), 1e-3),
+        torch.optim.Adam(twin.parameters(), 1e-3),
+    )
     picture = torch.randn(2, 16, 8, 8)
     for net, optimizer in ((network, ours), (twin, adam)):
         net(picture).square().sum().backward()

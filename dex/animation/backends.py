@@ -26,6 +26,7 @@ class Backend(Protocol):
 
     crop: CropContract | None  # how the pictures of its training were cut; None: not known
     size: int  # pixels a side of the pictures that it reads and makes
+    joint_code: bool  # one code for pose and expression, of models made to compare with
     encoders: str  # fingerprint: expression codes mean something to the encoders that made them only
     provenance: dict[str, Any]  # of the checkpoint
 
@@ -46,7 +47,7 @@ class MotionBackend:
         self._device = device()
         generator, content = load_generator(folder)
         self._generator = generator.to(self._device)
-        self.size = self._generator.config.size
+        self.size, self.joint_code = self._generator.config.size, self._generator.config.joint_code
         encoders = {name: getattr(self._generator, name) for name in ENCODERS}
         self.crop, self.encoders, self.provenance = described(content, encoders, "motion")
 
@@ -70,12 +71,19 @@ class MotionBackend:
 
 
 def load_backend(
-    checkpoint: Path, kind: str | None, size: int | None, seed: int, steps: int | None, guidance: float | None
+    checkpoint: Path,
+    kind: str | None,
+    size: int | None,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    delay: int | None = None,
+    blend: int | None = None,
 ) -> Backend:
     """What a folder of `python -m dex.export`, or the run that it was made of, holds.
 
-    `kind`: "motion" or "diffusion"; None: whichever it is. `steps` and `guidance`: None takes the sampler's own.
-    Raises ValueError, `ExportError` among others, with what to do.
+    `kind`: "motion" or "diffusion"; None: whichever it is. `steps`, `guidance`, `delay` and `blend`: None takes the
+    sampler's own. Raises ValueError, `ExportError` among others, with what to do.
     """
     folder = checkpoint / "export" if (checkpoint / "export" / "config.json").is_file() else checkpoint
     config = folder / "config.json"
@@ -87,14 +95,17 @@ def load_backend(
     if kind is None:
         kind = "motion" if weights_name(folder) in (GENERATOR_FILE, None) else "diffusion"
     given: dict[str, Any] = {
-        name: value for name, value in {"steps": steps, "scale": guidance}.items() if value is not None
+        name: value
+        for name, value in {"steps": steps, "scale": guidance, "delay": delay, "blend": blend}.items()
+        if value is not None
     }
     if kind == "diffusion":
         from dex.animation.diffusion import DiffusionBackend, SamplerSettings  # diffusers takes seconds to import
 
         return DiffusionBackend(folder, SamplerSettings(seed=seed, **given), size)
     if given:
-        raise ValueError("--steps and --guidance belong to the diffusion backend, this checkpoint is of the motion one")
+        named = ", ".join(f"--{'guidance' if name == 'scale' else name}" for name in given)
+        raise ValueError(f"{named}: of the diffusion backend only, this checkpoint is of the motion one")
     return MotionBackend(folder)
 
 

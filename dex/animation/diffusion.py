@@ -41,6 +41,7 @@ class DiffusionBackend:
         step = self._codec.factor * 2 ** (len(network.config.unet["block_out_channels"]) - 1)
         if self.size < step or self.size % step:
             raise ValueError(f"--size {self.size}: this checkpoint needs a multiple of {step}")
+        self.joint_code = self._encoders.config.joint_code
         self.crop, self.encoders, self.provenance = described(content, dict(self._encoders), "diffusion")
         self.provenance |= {"steps": settings.steps, "guidance": settings.scale, "seed": settings.seed}
 

@@ -261,6 +261,11 @@ class Animator(L.LightningModule):
             expression=self.read_codes(expression_view.flatten(0, 1)).float().unflatten(0, shape),
         )
 
+    @property
+    def joint_code(self) -> bool:
+        """Whether the encoders give one code for pose and expression."""
+        return self.encoders.config.joint_code
+
     def read_codes(self, pictures: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N E"]:
         """e, by the frozen encoders."""
         return self.encoders.read_motion(pictures)[1]

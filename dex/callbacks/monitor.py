@@ -71,7 +71,7 @@ class Monitor(L.Callback):
     @torch.no_grad()
     def measured(self, module: Any, tuples: Tuples, faces: Faces) -> Measured | None:
         """None on the ranks that only draw. `module`: a MotionTrainer or an Animator."""
-        drawn = outputs(module.animate, tuples, module.device)
+        drawn = outputs(module.animate, tuples, module.device, module.joint_code)
         codes = encoded(module.read_codes, faces, module.device)
         if not module.trainer.is_global_zero:
             return None
@@ -82,7 +82,8 @@ class Monitor(L.Callback):
         return found
 
     def report(self, trainer: L.Trainer, found: Measured, own: Mapping[str, float], begun: float) -> None:
-        """TensorBoard, and a line that names what is wrong. `own`: the estimator's figures; `begun`: when it was asked, by `time.perf_counter`."""
+        """TensorBoard, and a line that names what is wrong. `own`: the estimator's figures; `begun`: when it was asked,
+        by `time.perf_counter`."""
         assert self.tuples is not None
         read = found.readings and is_measurable(own)
         figures = with_leaks(found.figures, own) if read else dict(found.figures)

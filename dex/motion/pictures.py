@@ -16,9 +16,7 @@ def reenactment_grid(generator: MotionGenerator, batch: Batch, made: Generated, 
     """Rows of source | pose driver | expression driver | output | truth | warped feature; values in [0, 1]."""
     pose_view = batch.driving if batch.pose_view is None else batch.pose_view
     feature = generator.appearance_encoder(batch.source, made.source_pose)
-    warped = feature_picture(
-        generator.warp(feature, made.source_pose, made.driving_pose[:, 0]), batch.source.shape[-1]
-    )
+    warped = feature_picture(generator.warp(feature, made.source_pose, made.driving_pose[:, 0]), batch.source.shape[-1])
     columns = [
         batch.source,
         pose_view[:, 0],

@@ -90,6 +90,7 @@ class MotionTrainer(L.LightningModule):
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.network, self.loss, self.optimisation, self.seed = network, loss, optimisation, seed
+        self.joint_code = network.joint_code
         self.pose_augmentation, self.expression_augmentation = pose_augmentation, expression_augmentation
         self.generator = MotionGenerator(network)
         if optimisation.channels_last:
@@ -113,9 +114,7 @@ class MotionTrainer(L.LightningModule):
         read = [p for name in ENCODERS for p in getattr(self.generator, name).parameters()]
         if self.read_out is not None:
             read += self.read_out.parameters()
-        drawn = [
-            p for name, part in self.generator.named_children() if name not in ENCODERS for p in part.parameters()
-        ]
+        drawn = [p for name, part in self.generator.named_children() if name not in ENCODERS for p in part.parameters()]
         adam: dict[str, Any] = {"betas": settings.betas, "fused": settings.fused or None}
         made: list[torch.optim.Optimizer] = [
             Muon(drawn, settings.muon, read, settings.learning_rate, **adam)
@@ -247,10 +246,14 @@ class MotionTrainer(L.LightningModule):
         pose = known_poses(batch.driving_pose, batch.driving_pose_weight, generated.driving_pose.detach())
         encoder, state = self.generator.expression_encoder, random.get_state()
         with torch.no_grad():
-            wanted = encoder(pose_augment(expression_input(real, pose, self.network), self.pose_augmentation, random), layers=True)
+            wanted = encoder(
+                pose_augment(expression_input(real, pose, self.network), self.pose_augmentation, random), layers=True
+            )
         random.set_state(state)
         with freeze(encoder):
-            found = encoder(pose_augment(expression_input(fake, pose, self.network), self.pose_augmentation, random), layers=True)
+            found = encoder(
+                pose_augment(expression_input(fake, pose, self.network), self.pose_augmentation, random), layers=True
+            )
         return losses.feature_loss(found, wanted)
 
     def anchor_losses(

@@ -37,15 +37,21 @@ class Measured:
     readings: dict[str, Fit] = field(default_factory=dict)
 
 
-def outputs(animate: Animate, tuples: Tuples, device: torch.device) -> dict[str, Float[Tensor, "N 3 H W"]]:
-    """g(s, a, a), g(s, b, a), g(s, a, b), in [0, 1] on the CPU."""
+def outputs(
+    animate: Animate, tuples: Tuples, device: torch.device, joint: bool = False
+) -> dict[str, Float[Tensor, "N 3 H W"]]:
+    """g(s, a, a), g(s, b, a), g(s, a, b), in [0, 1] on the CPU.
+
+    `joint`: of a model that has one code for pose and expression. It takes both from the driver that was edited.
+    """
     made: dict[str, list[Tensor]] = {edit: [] for edit in EDITS}
     for part in parts(len(tuples), AT_ONCE):
         source, a, b = (
             picture_to_float(pictures[part].to(device)) for pictures in (tuples.source, *tuples.driver.unbind())
         )
         for edit in EDITS:
-            drawn = animate(source, b if edit == "pose" else a, b if edit == "expression" else a)
+            by_pose, by_expression = (b if edit == factor or (joint and edit != "none") else a for factor in EDITS[1:])
+            drawn = animate(source, by_pose, by_expression)
             made[edit].append(to_unit(drawn).cpu())
     return {edit: torch.cat(drawn) for edit, drawn in made.items()}
 

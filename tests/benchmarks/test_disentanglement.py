@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.disentanglement import intervals, table
+from benchmarks.disentanglement import intervals_of, table
 from dex.motion.encoders import save_generator
 from dex.motion.generator import MotionGenerator
 from dex.reading.fit import Fit
-from dex.reading.measure import Measured, influence_of, squared_distances
+from dex.reading.measure import influence_of, squared_distances
 from dex.reading.tuples import EDITS, make_tuples
 from tests.motion.conftest import TINY
 
@@ -38,12 +38,12 @@ def test_intervals_are_of_the_tuples_and_hold_the_figure() -> None:
     }
     half = tuples.controls.mean(dim=0)
     exact["expression"] = Fit(tuples.asked_pose("expression"), half, torch.zeros(len(tuples)))
-    found = Measured({}, {}, exact)
-    matrix = influence_of(squared_distances(exact, tuples).sum(dim=1))
+    squares = squared_distances(exact, tuples)
+    matrix = influence_of(squares.sum(dim=1))
     assert matrix["I_pp"] == pytest.approx(1)
     assert matrix["I_pe"] == matrix["I_ep"] == 0
     assert 0.4 < matrix["I_ee"] < 0.7  # half of the way, but for controls with two ends
-    between = intervals(found, tuples, GOOD)
+    between = intervals_of(squares.T.numpy(), GOOD)
     low, high = between["I_ee"]
     assert low < matrix["I_ee"] < high < 0.8
     assert between["I_pp"] == pytest.approx((1, 1))
@@ -53,7 +53,7 @@ def test_intervals_are_of_the_tuples_and_hold_the_figure() -> None:
     assert f"| I_ee | {matrix['I_ee']:.3f} |" in said
     assert "not measurable" not in said
     assert "not measurable" in table(matrix, {}, GOOD | {"I_ep": 0.3})
-    assert "S" not in intervals(found, tuples, GOOD | {"I_ep": 0.3})
+    assert "S" not in intervals_of(squares.T.numpy(), GOOD | {"I_ep": 0.3})
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The shell in front of a head: its geometry against the equation of an ellipsoid, its warp against exact coordinates."""
+"""The shell of a head: its geometry against the equation of an ellipsoid, its warp against exact coordinates."""
 
 import math
 

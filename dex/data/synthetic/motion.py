@@ -12,15 +12,14 @@ from dex.data.shards import CropContract
 from dex.data.synthetic.blendshapes import BLENDSHAPES, INDEX
 from dex.data.synthetic.surface import Array
 
-POSE_DEGREES = (45.0, 25.0, 20.0)  # largest yaw, pitch, roll
-
 FramingName = Literal["wide", "close"]
 
 
 @dataclass(frozen=True)
 class Framing:
-    """Where heads sit in their pictures."""
+    """Where heads sit in their pictures, and how far they turn."""
 
+    degrees: tuple[float, float, float]  # largest yaw, pitch, roll
     scale: tuple[float, float]  # of the pose, smallest and largest
     middle_scale: float
     shift: float  # largest, from `centre`
@@ -30,10 +29,10 @@ class Framing:
 
 
 # wide: hair and shoulders stay inside, a face has a third of the width. close: the face fills the picture, as crops of
-# faces do; at 64² only these have enough pixels for an eye.
+# faces do, and looks into the camera more or less; at 64² only these have enough pixels for an eye.
 FRAMINGS: dict[FramingName, Framing] = {
-    "wide": Framing((0.60, 0.82), 0.72, 0.16, (0.0, 0.08), margin=1.65, shift_up=0.07),
-    "close": Framing((0.85, 1.05), 0.95, 0.06, (0.0, -0.02), margin=1.2, shift_up=0.0),
+    "wide": Framing((45.0, 25.0, 20.0), (0.60, 0.82), 0.72, 0.16, (0.0, 0.08), margin=1.65, shift_up=0.07),
+    "close": Framing((30.0, 15.0, 15.0), (0.85, 1.05), 0.95, 0.06, (0.0, -0.02), margin=1.2, shift_up=0.0),
 }
 _WIDE = FRAMINGS["wide"]
 
@@ -59,9 +58,9 @@ def pose_matrix(yaw: Array, pitch: Array, roll: Array, shift: Array, scale: Arra
 
 
 def sample_pose(rng: np.random.Generator, n: int, framing: FramingName = "wide") -> Array:
-    """n independent poses (n, 3, 4): yaw ±45°, pitch ±25°, roll ±20°, uniform, in one of `FRAMINGS`."""
+    """n independent poses (n, 3, 4), uniform, in one of `FRAMINGS`; wide: yaw ±45°, pitch ±25°, roll ±20°."""
     chosen = FRAMINGS[framing]
-    yaw, pitch, roll = (np.radians(rng.uniform(-limit, limit, n)) for limit in POSE_DEGREES)
+    yaw, pitch, roll = (np.radians(rng.uniform(-limit, limit, n)) for limit in chosen.degrees)
     low, high = np.log(chosen.scale)
     shift = rng.uniform(-chosen.shift, chosen.shift, (n, 2)) + chosen.centre
     return pose_matrix(yaw, pitch, roll, shift, np.exp(rng.uniform(low, high, n)))
@@ -139,7 +138,7 @@ def pose_track(rng: np.random.Generator, frames: int, fps: float) -> Array:
         slow, fast = band_limited(rng, frames, fps, 0.04, 0.25), band_limited(rng, frames, fps, 0.25, 0.8)
         return bounded(rng.normal(0, 0.5) + slow + 0.3 * fast, limit, share)
 
-    yaw, pitch, roll = (np.radians(sway(limit, 0.6)) for limit in POSE_DEGREES)
+    yaw, pitch, roll = (np.radians(sway(limit, 0.6)) for limit in _WIDE.degrees)
     shift = np.stack([sway(_WIDE.shift, 0.4), sway(_WIDE.shift, 0.4)], 1) + _WIDE.centre
     low, high = np.log(_WIDE.scale)
     middle, half = (low + high) / 2, (high - low) / 2

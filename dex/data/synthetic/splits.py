@@ -26,9 +26,7 @@ def factorial(poses: Array, expressions: Array) -> tuple[Array, Array]:
     return np.repeat(poses, len(expressions), 0), np.tile(expressions, (len(poses), 1))
 
 
-def yaw_stratum(
-    rng: np.random.Generator, n: int, stratum: tuple[float, float], framing: FramingName = "wide"
-) -> Array:
+def yaw_stratum(rng: np.random.Generator, n: int, stratum: tuple[float, float], framing: FramingName = "wide") -> Array:
     """n poses (n, 3, 4) with |yaw| uniform in a stratum (degrees), either side, pitch and roll within ±10°."""
     low, high = stratum
     chosen = FRAMINGS[framing]

@@ -1,0 +1,133 @@
+"""python -m benchmarks.controlled: trains, measures, goes on where it stopped, and tables what there is."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import controlled
+from benchmarks.controlled import Preset, load, main, make_all, metric_id, pooled, squares, table
+from benchmarks.results import Result, ResultError
+from dex.reading.tuples import STRATA
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "volume_channels": 4, "volume_depth": 4, "volume_size": 16, "middle_size": 8, "appearance_width": 8,
+    "appearance_blocks": 1, "pose_dims": [8, 16], "pose_depths": [1, 1], "fan_size": 8, "fan_width": 16,
+    "expression_dim": 8, "style_dim": 16, "decoder_width": 8, "decoder_cap": 32, "size": 32,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """The preset `small` at 32², two steps long, measured on two tuples."""
+    content = yaml.safe_load((ROOT / "configs" / "controlled_small.yaml").read_text())
+    content["model"]["init_args"]["network"] |= TINY
+    content["data"]["init_args"] |= {"size": 32, "batch_size": 2, "drivers": 2, "val_batches": 1}
+    content["trainer"] |= {"max_steps": 2, "val_check_interval": 2, "logger": False}
+    content["trainer"].pop("logger")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(content))
+    preset = Preset(str(config), None, (0,), ("everything", "joint-motion-code"), tuples=2, identities=5)
+    monkeypatch.setattr(controlled, "PRESETS", {"tiny": preset})
+    return argparse.Namespace(
+        preset="tiny", only=None, seeds=None, runs=tmp_path / "runs", out=tmp_path / "out", processes=1, table=False
+    )
+
+
+@pytest.mark.slow
+def test_runs_are_made_once_and_stand_in_one_table(
+    tiny: argparse.Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_all(tiny)
+    made = sorted(path.name for path in tiny.out.glob("*.json"))
+    references = [f"tiny-{name}.json" for name in controlled.REFERENCES]
+    assert made == sorted(["tiny-everything-0.json", "tiny-joint-motion-code-0.json", *references])
+    capsys.readouterr()
+    times = {path: path.stat().st_mtime_ns for path in tiny.out.iterdir()}
+    (tiny.out / "tiny-joint-motion-code-0.json").unlink()
+    make_all(tiny)  # the training is complete, only the measurement is made again
+    assert "joint-motion-code" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if "joint-motion-code" not in path.name)
+
+    results = {result.method: result for result in load(tiny.out, "tiny")}
+    joint, ours = results["joint-motion-code"], results["everything"]
+    assert joint.content["model"]["config"]["init_args"]["network"]["joint_code"] is True
+    assert joint.content["model"]["config"]["init_args"]["pose_augmentation"]["rotation"] == 0
+    assert ours.content["model"]["config"]["init_args"]["pose_augmentation"]["rotation"] > 0
+    assert ours.content["model"]["steps"] == 2
+    # One code, taken from the driver that was edited: both edits give the same picture.
+    rows = squares(joint)
+    assert rows[:, 0] == pytest.approx(rows[:, 1], abs=1e-6)
+    assert rows[:, 2] == pytest.approx(rows[:, 3], abs=1e-6)
+    for name, least in (("oracle", 0.9), ("joint-code", 0.9)):
+        assert results[name].metric("influence_pp.fit.v1")["value"] > least
+    assert results["copy-source"].metric("influence_pp.fit.v1")["value"] < 0.2
+    for stratum in STRATA:
+        assert ours.metric(f"influence_pp.fit_yaw_{stratum}.v1")["value"] >= 0
+    said = table(list(results.values()))
+    assert "| a | the method | 0 |" in said
+    assert "| gain of | jaw_open |" in said
+
+
+def make_result(folder: Path, name: str, seed: int, factor: float) -> None:
+    """Six tuples whose outputs move `factor` of the way, and a good estimator."""
+    own = {"I_pe": 0.0, "I_ep": 0.1, "r2/expression": 0.97}
+    own |= {f"r2/{component}": 1.0 for component in ("yaw", "pitch", "roll", "tx", "ty", "log_scale")}
+    rows = [
+        {"id": f"all/{i}", "identity": f"all/{i}", "values": dict(zip(
+            controlled.SQUARES, (factor**2 * (1 + i), 0.01, 0.01, factor**2 * (1 + i), 1.0 + i, 1.0 + i), strict=True
+        ))}
+        for i in range(6)
+    ]  # fmt: skip
+    content = {
+        "schema": 1, "id": "", "task": "controlled",
+        "dataset": {"name": "small", "size": 64, "framing": "close", "tuples": 6},
+        "model": {"name": name, "letter": "a", "seed": seed, "seconds": 10.0 + seed},
+        "estimator": {"": own}, "environment": {"device": "a CPU"},
+        "metrics": [controlled.entry("S", "", factor, 6, None, "")],
+    }  # fmt: skip
+    Result(content, rows).save(folder / f"small-{name}-{seed}.json")
+
+
+def test_seeds_are_pooled_tuple_by_tuple(tmp_path: Path) -> None:
+    make_result(tmp_path, "everything", 0, 0.6)
+    make_result(tmp_path, "everything", 1, 0.8)
+    results = load(tmp_path, "small")
+    (pp, between), *_ = pooled(results)
+    assert pp == pytest.approx(((0.36 + 0.64) / 2) ** 0.5)
+    assert between is not None
+    assert between[0] <= pp <= between[1]
+    said = table(results)
+    assert "| a | the method | 0, 1 | 0.71 [" in said
+    assert "0.60, 0.80" in said  # S of each seed
+    assert "2 trainings of 10 to 11 s on a CPU" in said
+    path = tmp_path / "small-everything-0.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
+    with pytest.raises(ResultError, match="was edited"):
+        load(tmp_path, "small")
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["x", "--preset", "small", "--table", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: .*no results of the preset small"):
+        main()
+
+
+def test_a_training_that_fails_names_its_output(tiny: argparse.Namespace) -> None:
+    config = Path(controlled.PRESETS["tiny"].motion)
+    content = yaml.safe_load(config.read_text())
+    content["model"]["init_args"]["network"]["size"] = 33
+    config.write_text(yaml.safe_dump(content))
+    with pytest.raises(controlled.RunError, match=r"dex.fit ended with \d+; its output is in .*output.log"):
+        make_all(tiny)
+    log = tiny.runs / "tiny-everything-0" / "output.log"
+    assert "must be a power of two" in log.read_text()
+
+
+def test_metrics_are_named_by_stratum() -> None:
+    assert metric_id("I_pp") == "influence_pp.fit.v1"
+    assert metric_id("S", "15-30") == "selectivity.fit_yaw_15-30.v1"
+    assert json.dumps(controlled.entry("S", "", None, 3, None, "not measurable: x"))
