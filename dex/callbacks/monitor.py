@@ -9,18 +9,22 @@ from typing import Any
 
 import lightning as L
 import torch
+from jaxtyping import Float, Shaped
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
 
 from dex.batch import Batch
 from dex.reading.measure import MATRIX, Measured, encoded, is_measurable, measure, outputs, probes, with_leaks
 from dex.reading.own import own_figures
-from dex.reading.pictures import influence_picture, tuples_picture
-from dex.reading.tuples import Faces, Tuples, make_faces, make_tuples
+from dex.reading.pictures import as_gif, film, influence_picture, swap_grid, tuples_picture
+from dex.reading.tuples import Faces, Tuples, make_clip, make_faces, make_tuples
 from dex.reading.verdict import alarms, verdict
 from dex.sharding import sharded
 from dex.speed import usable_cores
 
 TAG = "disentanglement"
+FRAMES = 16  # of the film
 
 
 class Monitor(L.Callback):
@@ -51,6 +55,7 @@ class Monitor(L.Callback):
         self.figures: dict[str, float] = {}  # the newest
         self.tuples: Tuples | None = None
         self.faces: Faces | None = None
+        self.clip: Tensor | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -60,13 +65,15 @@ class Monitor(L.Callback):
             return
         begun, size = time.perf_counter(), batch.source.shape[-1]
         framing = getattr(getattr(trainer, "datamodule", None), "framing", "wide")  # as in training, where it is known
-        if self.tuples is None or self.faces is None:
+        if self.tuples is None or self.faces is None or self.clip is None:
             self.tuples = make_tuples(self.count, size, self.seed, framing=framing)
             self.faces = make_faces(self.identities, 8, size, self.seed, framing=framing)
+            self.clip = make_clip(FRAMES, size, self.seed, framing)
         found = self.measured(pl_module, self.tuples, self.faces)
+        shown = self.shown(pl_module, self.tuples, self.clip)
         if found is not None:
             own = own_figures(self.tuples, self.count, size, self.seed, framing)
-            self.report(trainer, found, own, begun)
+            self.report(trainer, found, own, shown, begun)
 
     @torch.no_grad()
     def measured(self, module: Any, tuples: Tuples, faces: Faces) -> Measured | None:
@@ -81,7 +88,22 @@ class Monitor(L.Callback):
         found.figures.update(probes(codes, faces))
         return found
 
-    def report(self, trainer: L.Trainer, found: Measured, own: Mapping[str, float], begun: float) -> None:
+    @torch.no_grad()
+    def shown(self, module: Any, tuples: Tuples, clip: Shaped[Tensor, "F 3 H W"]) -> dict[str, Tensor]:
+        """A swap grid, and the frames of a short film, for the eye."""
+        return {
+            "swap_grid_pose_by_expression": swap_grid(module.animate, tuples, module.device),
+            "film": film(module.animate, tuples.source[0], clip, module.device),
+        }
+
+    def report(
+        self,
+        trainer: L.Trainer,
+        found: Measured,
+        own: Mapping[str, float],
+        shown: Mapping[str, Tensor],
+        begun: float,
+    ) -> None:
         """TensorBoard, and a line that names what is wrong. `own`: the estimator's figures; `begun`: when it was asked,
         by `time.perf_counter`."""
         assert self.tuples is not None
@@ -97,11 +119,20 @@ class Monitor(L.Callback):
                 board = logger.experiment
                 board.add_image(f"{TAG}/influence_matrix", influence_picture(figures), step)
                 board.add_image(f"{TAG}/tuples", tuples_picture(self.tuples, found), step)
+                board.add_image(f"{TAG}/swap_grid_pose_by_expression", shown["swap_grid_pose_by_expression"], step)
+                add_film(board, f"{TAG}/film_driver_both_pose_expression", shown["film"], step)
                 board.add_text(f"{TAG}/verdict", verdict(figures | losses, own, wrong), step)
         state = "; ".join(f"{alarm.name}: {alarm.found}" for alarm in wrong) or "healthy"
         gains = ", ".join(f"{name} {figures[name]:.2f}" for name in MATRIX)
         seconds = time.perf_counter() - begun
         print(f"monitor at step {trainer.global_step}, {seconds:.1f} s: {gains}; {state}", flush=True)
+
+
+def add_film(board: Any, tag: str, frames: Float[Tensor, "F 3 H W"], step: int) -> None:
+    """`SummaryWriter.add_video` wants moviepy for what is a GIF in the end."""
+    height, width = frames.shape[-2:]
+    picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=as_gif(frames))
+    board.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
 
 
 def tagged(figures: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dex.batch import picture_to_float, to_unit
@@ -44,16 +44,27 @@ def outputs(
 
     `joint`: of a model that has one code for pose and expression. It takes both from the driver that was edited.
     """
-    made: dict[str, list[Tensor]] = {edit: [] for edit in EDITS}
-    for part in parts(len(tuples), AT_ONCE):
-        source, a, b = (
-            picture_to_float(pictures[part].to(device)) for pictures in (tuples.source, *tuples.driver.unbind())
-        )
-        for edit in EDITS:
-            by_pose, by_expression = (b if edit == factor or (joint and edit != "none") else a for factor in EDITS[1:])
-            drawn = animate(source, by_pose, by_expression)
-            made[edit].append(to_unit(drawn).cpu())
-    return {edit: torch.cat(drawn) for edit, drawn in made.items()}
+    a, b = tuples.driver
+    made = {}
+    for edit in EDITS:
+        pose, expression = (b if edit == factor or (joint and edit != "none") else a for factor in EDITS[1:])
+        made[edit] = animated(animate, tuples.source, pose, expression, device)
+    return made
+
+
+def animated(
+    animate: Animate,
+    source: Shaped[Tensor, "N 3 H W"],
+    pose: Shaped[Tensor, "N 3 H W"],
+    expression: Shaped[Tensor, "N 3 H W"],
+    device: torch.device,
+) -> Float[Tensor, "N 3 H W"]:
+    """Outputs in [0, 1] on the CPU, of uint8 pictures, `AT_ONCE` at a time."""
+    made = [
+        animate(*(picture_to_float(pictures[part].to(device)) for pictures in (source, pose, expression)))
+        for part in parts(len(source), AT_ONCE)
+    ]
+    return to_unit(torch.cat(made)).cpu()
 
 
 def truths(tuples: Tuples) -> dict[str, Float[Tensor, "N 3 H W"]]:

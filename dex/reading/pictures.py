@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from dex.metrics.influence import FACTORS
-from dex.reading.measure import Measured
+from dex.reading.measure import Animate, Measured, animated
 from dex.reading.tuples import EDITS, Tuples
 
 CELL = 96  # pixels of the heat-map
@@ -47,3 +48,36 @@ def tuples_picture(tuples: Tuples, found: Measured, count: int = 6) -> Float[Ten
     for edit, truth in zip(EDITS, tuples.truth, strict=True):
         columns += [found.outputs[edit][:count].nan_to_num(), truth[:count].float() / 255]
     return make_grid(torch.stack(columns, dim=1).flatten(0, 1), nrow=len(columns))
+
+
+def swap_grid(animate: Animate, tuples: Tuples, device: torch.device, count: int = 3) -> Float[Tensor, "3 H W"]:
+    """One source (corner); row i takes the pose of driver a of tuple i (left column), column j the expression of
+    driver b of tuple j (top row)."""
+    count = min(count, len(tuples))
+    source, (a, b) = tuples.source[:1], tuples.driver[:, :count]
+    sources = source.expand(count**2, -1, -1, -1)
+    made = animated(animate, sources, a.repeat_interleave(count, 0), b.repeat(count, 1, 1, 1), device)
+    shown = torch.cat([source, a]).float() / 255
+    rows = [torch.cat([source, b]).float() / 255]
+    rows += [torch.cat([shown[i + 1, None], made.nan_to_num()[i * count : (i + 1) * count]]) for i in range(count)]
+    return make_grid(torch.cat(rows), nrow=count + 1)
+
+
+def film(
+    animate: Animate, source: Shaped[Tensor, "3 H W"], clip: Shaped[Tensor, "F 3 H W"], device: torch.device
+) -> Float[Tensor, "F 3 H W"]:
+    """Frames of driver | both | pose alone | expression alone; what is not driven stays the source's."""
+    still = source.expand_as(clip)
+    columns = [clip.float() / 255]
+    for pose, expression in ((clip, clip), (clip, still), (still, clip)):
+        columns.append(animated(animate, still, pose, expression, device).nan_to_num())
+    return torch.cat(columns, dim=3)
+
+
+def as_gif(frames: Float[Tensor, "F 3 H W"], fps: float = 12.5) -> bytes:
+    """An animated picture, which TensorBoard plays without further packages."""
+    levels = (frames * 255).round().to(torch.uint8).movedim(1, -1).numpy()
+    first, *others = (Image.fromarray(frame) for frame in levels)
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    return buffer.getvalue()

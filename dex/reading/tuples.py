@@ -13,7 +13,7 @@ from torch import Tensor
 from dex.batch import FACE
 from dex.data.synthetic.controls import sample_controls, to_blendshapes
 from dex.data.synthetic.head import Head, make_head
-from dex.data.synthetic.motion import FramingName, sample_pose
+from dex.data.synthetic.motion import FramingName, motion_track, sample_pose
 from dex.data.synthetic.render import render
 from dex.data.synthetic.splits import YAW_STRATA, identity_seed, yaw_stratum
 from dex.data.synthetic.surface import Array
@@ -119,6 +119,13 @@ def make_faces(
         torch.from_numpy(np.concatenate(poses)),
         [number for number in range(identities) for _ in range(each)],
     )
+
+
+def make_clip(frames: int, size: int, seed: int = 0, framing: FramingName = "wide") -> Shaped[Tensor, "F 3 H W"]:
+    """A talking head of another identity than the tuples' sources, uint8, 12.5 frames a second."""
+    pose, expression = motion_track(np.random.default_rng([0xC11B, seed]), frames, 12.5, framing)
+    drawn = render(make_head(identity_seed("val", 2**20 - 1)), expression, pose, size)
+    return torch.from_numpy(drawn.image).movedim(-1, 1)
 
 
 def parts(count: int, at_once: int) -> Sequence[slice]:

@@ -1,15 +1,18 @@
 """The monitor beside a training: what it logs, and that it changes nothing."""
 
+import io
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dex.callbacks.monitor import Monitor
-from dex.reading.tuples import make_faces, make_tuples
+from dex.callbacks.monitor import FRAMES, Monitor
+from dex.reading.own import own_figures
+from dex.reading.tuples import make_clip, make_faces, make_tuples
 from tests.motion.conftest import tiny_data, tiny_trainer
 
 
@@ -47,7 +50,11 @@ def test_it_logs_and_changes_no_loss(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {"probe_r2/pose_from_expression", "probe_r2/identity_from_expression"} <= scalars
     assert {"disentanglement/estimator_I_ep", "disentanglement/gain/jaw_open"} <= scalars
     assert [event.step for event in board.Scalars("disentanglement/I_pp")] == [1, 3]
-    assert set(board.Tags()["images"]) == {"disentanglement/influence_matrix", "disentanglement/tuples"}
+    pictures = {"influence_matrix", "tuples", "swap_grid_pose_by_expression", "film_driver_both_pose_expression"}
+    assert set(board.Tags()["images"]) == {f"disentanglement/{name}" for name in pictures}
+    film = board.Images("disentanglement/film_driver_both_pose_expression")[0].encoded_image_string
+    with Image.open(io.BytesIO(film)) as moving:
+        assert (moving.n_frames, moving.size) == (FRAMES, (4 * 32, 32))
     assert board.Tags()["tensors"] == ["disentanglement/verdict/text_summary"]
 
 
@@ -60,7 +67,8 @@ def test_outputs_that_are_no_numbers_are_an_alarm(tmp_path: Path, capsys: pytest
     monitor.tuples, monitor.faces = make_tuples(2, 32), make_faces(5, 8, 32)
     found = monitor.measured(module, monitor.tuples, monitor.faces)
     assert found is not None
-    monitor.report(trainer, found, 32, begun=0.0)
+    shown = monitor.shown(module, monitor.tuples, make_clip(2, 32))
+    monitor.report(trainer, found, own_figures(monitor.tuples, 2, 32, 0, "wide"), shown, begun=0.0)
     assert "I_pp: NaN" in capsys.readouterr().out
 
 

@@ -120,7 +120,9 @@ def bounded(wave: Array, limit: float, share: float) -> Array:
     return limit * np.tanh(share * wave)
 
 
-def motion_track(rng: np.random.Generator, frames: int, fps: float = 25.0) -> tuple[Array, Array]:
+def motion_track(
+    rng: np.random.Generator, frames: int, fps: float = 25.0, framing: FramingName = "wide"
+) -> tuple[Array, Array]:
     """A talking head: poses (frames, 3, 4) and expressions (frames, E), smooth but for blinks and saccades.
 
     The head turns below 0.8 Hz within `sample_pose`'s range; the mouth talks in phrases at 2–5 Hz; blinks last
@@ -128,19 +130,19 @@ def motion_track(rng: np.random.Generator, frames: int, fps: float = 25.0) -> tu
     """
     if frames < 1 or fps <= 0:
         raise ValueError(f"frames {frames}, fps {fps}: need at least one frame and a positive rate.")
-    return pose_track(rng, frames, fps), expression_track(rng, frames, fps)
+    return pose_track(rng, frames, fps, FRAMINGS[framing]), expression_track(rng, frames, fps)
 
 
-def pose_track(rng: np.random.Generator, frames: int, fps: float) -> Array:
-    """Smooth poses (frames, 3, 4) about a resting pose that may look aside, framed wide."""
+def pose_track(rng: np.random.Generator, frames: int, fps: float, framing: Framing) -> Array:
+    """Smooth poses (frames, 3, 4) about a resting pose that may look aside."""
 
     def sway(limit: float, share: float) -> Array:
         slow, fast = band_limited(rng, frames, fps, 0.04, 0.25), band_limited(rng, frames, fps, 0.25, 0.8)
         return bounded(rng.normal(0, 0.5) + slow + 0.3 * fast, limit, share)
 
-    yaw, pitch, roll = (np.radians(sway(limit, 0.6)) for limit in _WIDE.degrees)
-    shift = np.stack([sway(_WIDE.shift, 0.4), sway(_WIDE.shift, 0.4)], 1) + _WIDE.centre
-    low, high = np.log(_WIDE.scale)
+    yaw, pitch, roll = (np.radians(sway(limit, 0.6)) for limit in framing.degrees)
+    shift = np.stack([sway(framing.shift, 0.4), sway(framing.shift, 0.4)], 1) + framing.centre
+    low, high = np.log(framing.scale)
     middle, half = (low + high) / 2, (high - low) / 2
     return pose_matrix(yaw, pitch, roll, shift, np.exp(middle + sway(half, 0.4)))
 
