@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.utils import save_image
 
-from benchmarks.results import environment, git_state
+from benchmarks.results import checkpoint_sha256, environment, git_state
 from dex.animation.backends import Backend, load_backend, to_network
-from dex.data.shards import file_sha256, write_atomic
+from dex.data.shards import write_atomic
 from dex.data.synthetic.controls import NAMES
 from dex.data.synthetic.motion import FRAMINGS
 from dex.metrics.statistics import bca
@@ -89,7 +88,7 @@ def report(asked: argparse.Namespace) -> None:
             "ci95": between,
             "estimator": own,
             "asked": {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()},
-            "model": provenance(asked.run, backend),
+            "model": {"checkpoint_sha256": checkpoint_sha256(asked.run), **backend.provenance},
             "environment": environment(),
             **git_state(),
         }
@@ -128,13 +127,6 @@ def intervals_of(clusters: Float[np.ndarray, "N 6"], own: Mapping[str, float]) -
     if is_measurable(own):
         between["S"] = interval(lambda matrix: with_leaks(matrix, own)["S"])
     return between
-
-
-def provenance(run: Path, backend: Backend) -> dict[str, Any]:
-    """What the figures are of."""
-    folder = run / "export" if (run / "export").is_dir() else run
-    weights = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
-    return {"checkpoint_sha256": weights, **backend.provenance}
 
 
 def table(figures: Mapping[str, float], between: Mapping[str, tuple[float, float]], own: Mapping[str, float]) -> str:

@@ -16,8 +16,8 @@ from PIL import Image
 
 from benchmarks.manifest import Manifest, Pair
 from benchmarks.material import Frames, Material, edited
+from benchmarks.results import checkpoint_sha256
 from dex.animation.backends import Backend, load_backend, to_network
-from dex.data.shards import file_sha256
 
 BY_LANDMARKS = ("landmark-warp", "shuffled-driver")  # the second is the first with the drivers of other pairs
 _READ_AT_ONCE = 8
@@ -95,11 +95,9 @@ class CheckpointMethod:
         """`checkpoint`: a run or an export. Raises ValueError."""
         self._backend: Backend = load_backend(checkpoint, None, None, seed, steps, guidance)
         self.name = checkpoint.resolve().name if checkpoint.name != "export" else checkpoint.resolve().parent.name
-        folder = checkpoint / "export" if (checkpoint / "export").is_dir() else checkpoint
-        weights = sorted(folder.rglob("*.safetensors"))
         provenance = self._backend.provenance
         self.description = {
-            "checkpoint_sha256": {str(path.relative_to(folder)): file_sha256(path) for path in weights},
+            "checkpoint_sha256": checkpoint_sha256(checkpoint),
             "sampler": {name: provenance[name] for name in ("steps", "guidance") if name in provenance} or None,
             "seeds": [seed],
             "dtype": "float32",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.manifest import sha256_of
-from dex.data.shards import write_atomic
+from dex.data.shards import file_sha256, write_atomic
 
 SCHEMA = 1
 PAIRS = ".pairs.jsonl"
@@ -92,6 +92,12 @@ def environment() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "packages_sha256": sha256_of(packages),
     }
+
+
+def checkpoint_sha256(checkpoint: Path) -> dict[str, str]:
+    """Of every weights file of an export, or of a run's export, by its path inside."""
+    folder = checkpoint / "export" if (checkpoint / "export").is_dir() else checkpoint
+    return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
 def git_state() -> dict[str, Any]:

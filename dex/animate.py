@@ -1,4 +1,4 @@
-"""Animate a portrait: `python -m dex.animate -s PORTRAIT -d VIDEO --checkpoint RUN`.
+"""Animate a portrait: `python -m dex.animate -s PORTRAIT -d VIDEO --checkpoint RUN`, or `--demo`.
 
 Pose and expression are two handles: drive both, one, or each by another driver. Writes {source}--{driving}.mp4,
 …_concat.mp4 (drivers | source | result) and ….motion.safetensors, which drives again.
@@ -15,16 +15,19 @@ from pathlib import Path
 from dex.animation.backends import load_backend
 from dex.animation.footage import open_footage
 from dex.animation.poses import PoseEdit
-from dex.animation.reenact import Request, reenact
+from dex.animation.reenact import Request, Result, reenact
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dex.animate", description=__doc__.split("\n\n")[1])
     add = parser.add_argument
     add(
-        "-s", "--source", type=Path, required=True, metavar="FILE", help="picture, or video to be edited frame by frame"
+        "--demo",
+        action="store_true",
+        help="drawn heads through the small model that is part of dex; needs nothing else",
     )
-    add("--checkpoint", type=Path, required=True, metavar="DIR", help="what python -m dex.export wrote, or its run")
+    add("-s", "--source", type=Path, metavar="FILE", help="picture, or video to be edited frame by frame")
+    add("--checkpoint", type=Path, metavar="DIR", help="what python -m dex.export wrote, or its run")
     add("-o", "--out", type=Path, default=Path("out"), metavar="DIR", help="folder of the results (default: out)")
     network = parser.add_argument_group("network")
     add = network.add_argument
@@ -120,6 +123,10 @@ def assign(options: argparse.Namespace, moving_source: bool) -> tuple[Path | Non
 
 def animate(options: argparse.Namespace) -> None:
     """Raises ValueError and OSError in words for the user."""
+    if options.demo:
+        return show_demo(options)
+    if missing := [name for name in ("source", "checkpoint") if getattr(options, name) is None]:
+        raise ValueError(f"--{' and --'.join(missing)} missing; --demo needs neither")
     pose, expression = assign(options, moving_source=not open_footage(options.source).still)
     backend = load_backend(
         options.checkpoint, options.backend, options.size, options.seed, options.steps, options.guidance
@@ -131,7 +138,25 @@ def animate(options: argparse.Namespace) -> None:
         edit=options.pose,
         **{name: getattr(options, name) for name in ("absolute", "out", "fps", "size", "crop", "face", "paste_back")},
     )
-    result = reenact(request, backend, lambda warning: print(f"warning: {warning}", file=sys.stderr))
+    tell(reenact(request, backend, warn))
+
+
+def show_demo(options: argparse.Namespace) -> None:
+    """Raises ValueError where anything but -o was asked for as well."""
+    usual = vars(make_parser().parse_args(["--demo"])) | {"out": options.out}
+    if given := [f"--{name.replace('_', '-')}" for name, value in vars(options).items() if value != usual[name]]:
+        raise ValueError(f"--demo chooses everything itself but -o; leave out {', '.join(given)}")
+    from dex.animation import demo  # the renderer of heads takes seconds to compile
+
+    for result in demo.run(options.out, warn):
+        tell(result)
+
+
+def warn(warning: str) -> None:
+    print(f"warning: {warning}", file=sys.stderr)
+
+
+def tell(result: Result) -> None:
     speed = 1000 * result.seconds / result.frames
     print(f"{result.frames} frames, {speed:.1f} ms/frame", result.video, result.comparison, result.motion, sep="\n")
 

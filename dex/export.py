@@ -24,21 +24,22 @@ from dex.motion.encoders import save_generator
 from dex.saved import ExportError
 
 
-def export(path: Path, out: Path) -> None:
-    """Raises `ExportError` or `CheckpointError` where the checkpoint is missing, damaged, or of neither trainer."""
+def export(path: Path, out: Path, half: bool = False) -> None:
+    """`half`: weights as 16-bit floats; whoever loads them computes in 32 all the same. Raises `ExportError` or
+    `CheckpointError` where the checkpoint is missing, damaged, or of neither trainer."""
     state = checkpoint.read_state(path)
     said = state["module"]
     provenance = {"checkpoint": path.resolve().name, "step": state["step"]}
     if "motion_config" in said:
         config = MotionConfig.from_dict(said["motion_config"])
-        save_generator(out, config, checkpoint.read_tensors(path, "model.average."), provenance, said.get("crop"))
+        save_generator(out, config, tensors(path, "model.average.", half), provenance, said.get("crop"))
     elif "animator_config" in said:
-        export_animator(path, said, out, provenance)
+        export_animator(path, said, out, provenance, half)
     else:
         raise ExportError(f"{path}: not a checkpoint of the motion trainer or of the animator")
 
 
-def export_animator(path: Path, said: dict[str, Any], out: Path, provenance: dict[str, Any]) -> None:
+def export_animator(path: Path, said: dict[str, Any], out: Path, provenance: dict[str, Any], half: bool) -> None:
     trained = said["animator"]
     encoders = Path(trained["encoders"])
     if animator.encoders_hash(encoders) != trained["encoders_hash"]:
@@ -46,8 +47,8 @@ def export_animator(path: Path, said: dict[str, Any], out: Path, provenance: dic
             f"{encoders}: not the encoders that this animator was trained on. "
             "Put those of its training back; expression codes of others mean nothing to it."
         )
-    state: dict[str, Tensor] = checkpoint.read_tensors(path, "model.network.")
-    average = checkpoint.read_tensors(path, "model.average.")
+    state = tensors(path, "model.network.", half)
+    average = tensors(path, "model.average.", half)
     state |= {f"denoiser.{key}": tensor for key, tensor in average.items()}
     sections = {
         "codec": trained["codec"],
@@ -60,9 +61,16 @@ def export_animator(path: Path, said: dict[str, Any], out: Path, provenance: dic
     shutil.copytree(encoders, out / "encoders", dirs_exist_ok=True)
 
 
+def tensors(path: Path, prefix: str, half: bool) -> dict[str, Tensor]:
+    """Of a checkpoint, those that begin with `prefix`, without it."""
+    found = checkpoint.read_tensors(path, prefix)
+    return {name: tensor.half() if half and tensor.is_floating_point() else tensor for name, tensor in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dex.export", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a run, or one of its checkpoints")
+    parser.add_argument("--half", action="store_true", help="weights as 16-bit floats: half the size")
     parser.add_argument("--out", type=Path, help="default: RUN/export")
     arguments = parser.parse_args()
     run: Path = arguments.run
@@ -70,7 +78,7 @@ def main() -> None:
     path = run if single else run / "checkpoints" / checkpoint.LAST
     out = arguments.out or (run.parent if single else run) / "export"
     try:
-        export(path, out)
+        export(path, out, arguments.half)
     except (ExportError, checkpoint.CheckpointError) as error:
         sys.exit(f"error: {error}")
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

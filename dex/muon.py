@@ -50,7 +50,8 @@ class Muon(torch.optim.Adam):
         matrices = [p for p in every if p.dim() > 1 and min(p.flatten(1).shape) >= _NARROWEST]
         chosen = set(map(id, matrices))
         left = [*(p for p in every if id(p) not in chosen), *others]
-        super().__init__([{"params": matrices, "lr": rate}, {"params": left}], adam_rate, **adam)
+        groups: list[dict[str, Any]] = [{"params": matrices, "lr": rate}, {"params": left}]
+        super().__init__(groups, adam_rate, **adam)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

@@ -15,6 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from dex.batch import Batch
+from dex.data.synthetic.motion import FramingName
 from dex.reading.measure import MATRIX, Measured, encoded, is_measurable, measure, outputs, probes, with_leaks
 from dex.reading.own import own_figures
 from dex.reading.pictures import as_gif, film, influence_picture, swap_grid, tuples_picture
@@ -64,7 +65,8 @@ class Monitor(L.Callback):
         if step % self.every_n_steps or not (trainer.is_global_zero or sharded(pl_module)):
             return
         begun, size = time.perf_counter(), batch.source.shape[-1]
-        framing = getattr(getattr(trainer, "datamodule", None), "framing", "wide")  # as in training, where it is known
+        # as in training, where it is known
+        framing: FramingName = getattr(getattr(trainer, "datamodule", None), "framing", "wide")
         if self.tuples is None or self.faces is None or self.clip is None:
             self.tuples = make_tuples(self.count, size, self.seed, framing=framing)
             self.faces = make_faces(self.identities, 8, size, self.seed, framing=framing)

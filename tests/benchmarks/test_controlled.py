@@ -5,11 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from benchmarks import controlled
-from benchmarks.controlled import Preset, load, main, make_all, metric_id, pooled, squares, table
+from benchmarks.controlled import __main__ as controlled
+from benchmarks.controlled.__main__ import RunError, main, make_all, questions_of
+from benchmarks.controlled.measuring import REFERENCES, SQUARES, entry, metric_id
+from benchmarks.controlled.tables import load, pooled, squares, table
+from benchmarks.controlled.variants import PRESETS, VARIANTS, Preset
 from benchmarks.results import Result, ResultError
+from dex.fit import make_cli
 from dex.reading.tuples import STRATA
 
 ROOT = Path(__file__).parents[2]
@@ -26,12 +31,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     content = yaml.safe_load((ROOT / "configs" / "controlled_small.yaml").read_text())
     content["model"]["init_args"]["network"] |= TINY
     content["data"]["init_args"] |= {"size": 32, "batch_size": 2, "drivers": 2, "val_batches": 1}
-    content["trainer"] |= {"max_steps": 2, "val_check_interval": 2, "logger": False}
-    content["trainer"].pop("logger")
+    content["trainer"] |= {"max_steps": 2, "val_check_interval": 2}
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(content))
-    preset = Preset(str(config), None, (0,), ("everything", "joint-motion-code"), tuples=2, identities=5)
+    preset = Preset((str(config),), (), (0,), ("everything", "joint-motion-code"), tuples=2, identities=5)
     monkeypatch.setattr(controlled, "PRESETS", {"tiny": preset})
+    questions_of.cache_clear()
     return argparse.Namespace(
         preset="tiny", only=None, seeds=None, runs=tmp_path / "runs", out=tmp_path / "out", processes=1, table=False
     )
@@ -43,7 +48,7 @@ def test_runs_are_made_once_and_stand_in_one_table(
 ) -> None:
     make_all(tiny)
     made = sorted(path.name for path in tiny.out.glob("*.json"))
-    references = [f"tiny-{name}.json" for name in controlled.REFERENCES]
+    references = [f"tiny-{name}.json" for name in REFERENCES]
     assert made == sorted(["tiny-everything-0.json", "tiny-joint-motion-code-0.json", *references])
     capsys.readouterr()
     times = {path: path.stat().st_mtime_ns for path in tiny.out.iterdir()}
@@ -78,16 +83,16 @@ def make_result(folder: Path, name: str, seed: int, factor: float) -> None:
     own |= {f"r2/{component}": 1.0 for component in ("yaw", "pitch", "roll", "tx", "ty", "log_scale")}
     rows = [
         {"id": f"all/{i}", "identity": f"all/{i}", "values": dict(zip(
-            controlled.SQUARES, (factor**2 * (1 + i), 0.01, 0.01, factor**2 * (1 + i), 1.0 + i, 1.0 + i), strict=True
+            SQUARES, (factor**2 * (1 + i), 0.01, 0.01, factor**2 * (1 + i), 1.0 + i, 1.0 + i), strict=True
         ))}
         for i in range(6)
     ]  # fmt: skip
     content = {
         "schema": 1, "id": "", "task": "controlled",
         "dataset": {"name": "small", "size": 64, "framing": "close", "tuples": 6},
-        "model": {"name": name, "letter": "a", "seed": seed, "seconds": 10.0 + seed},
+        "model": {"name": name, "letter": "a", "seed": seed, "seconds": 10.0 + seed, "threads": 1},
         "estimator": {"": own}, "environment": {"device": "a CPU"},
-        "metrics": [controlled.entry("S", "", factor, 6, None, "")],
+        "metrics": [entry("S", "", factor, 6, None, "")],
     }  # fmt: skip
     Result(content, rows).save(folder / f"small-{name}-{seed}.json")
 
@@ -103,7 +108,7 @@ def test_seeds_are_pooled_tuple_by_tuple(tmp_path: Path) -> None:
     said = table(results)
     assert "| a | the method | 0, 1 | 0.71 [" in said
     assert "0.60, 0.80" in said  # S of each seed
-    assert "2 trainings of 10 to 11 s on a CPU" in said
+    assert "2 trainings of 10 to 11 s on a CPU, 1 threads" in said
     path = tmp_path / "small-everything-0.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(ResultError, match="was edited"):
@@ -117,11 +122,11 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_training_that_fails_names_its_output(tiny: argparse.Namespace) -> None:
-    config = Path(controlled.PRESETS["tiny"].motion)
+    config = Path(controlled.PRESETS["tiny"].motion[0])
     content = yaml.safe_load(config.read_text())
     content["model"]["init_args"]["network"]["size"] = 33
     config.write_text(yaml.safe_dump(content))
-    with pytest.raises(controlled.RunError, match=r"dex.fit ended with \d+; its output is in .*output.log"):
+    with pytest.raises(RunError, match=r"dex.fit ended with \d+; its output is in .*output.log"):
         make_all(tiny)
     log = tiny.runs / "tiny-everything-0" / "output.log"
     assert "must be a power of two" in log.read_text()
@@ -130,4 +135,23 @@ def test_a_training_that_fails_names_its_output(tiny: argparse.Namespace) -> Non
 def test_metrics_are_named_by_stratum() -> None:
     assert metric_id("I_pp") == "influence_pp.fit.v1"
     assert metric_id("S", "15-30") == "selectivity.fit_yaw_15-30.v1"
-    assert json.dumps(controlled.entry("S", "", None, 3, None, "not measurable: x"))
+    assert json.dumps(entry("S", "", None, 3, None, "not measurable: x"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_and_their_changes_are_settings_of_dex_fit(preset: str, tmp_path: Path) -> None:
+    """Every configuration and every variant's change is parsed, and the networks are built, on no device."""
+    of = PRESETS[preset]
+    for name in of.variants:
+        variant = VARIANTS[name]
+        configs = [f"--config={ROOT / 'configs' / c}" for c in (of.motion if variant.stage == 1 else of.animator)]
+        change = [f"--{key}={value}" for key, value in (variant.change or {}).items()]
+        with torch.device("meta"):
+            module = make_cli([*configs, *change, f"--run={tmp_path}"]).model
+        if variant.stage == 2:
+            assert module.network.config.ray_map == (name != "no-ray-map")
+            assert module.network.config.reference_warping == (name != "no-reference-warping")
+        else:
+            assert module.joint_code == (name == "joint-motion-code")
+            assert (module.pose_augmentation.rotation == 0) == (variant.letter in "bde")
+            assert (module.expression_augmentation.warp == 0) == (variant.letter in "cde")

@@ -1,0 +1,1 @@
+"""The controlled experiment on synthetic heads: variants, their measurement, and their table."""

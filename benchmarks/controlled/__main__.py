@@ -1,0 +1,156 @@
+"""The controlled experiment: what keeps pose and expression apart, on heads whose truth is exact.
+
+`python -m benchmarks.controlled --preset small|full|long` trains the method and the forms of it that lack one part
+each, measures each on heads that no training saw, and prints one table (docs/experiments.md). It goes on where it
+stopped: a run that has its result file is not made again, one that was cut short continues at its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.controlled.measuring import REFERENCES, Questions, measured, reference, result_of
+from benchmarks.controlled.tables import load, table
+from benchmarks.controlled.variants import PRESETS, VARIANTS, Variant
+from benchmarks.results import checkpoint_sha256
+from dex.animation.backends import load_backend
+from dex.speed import usable_cores
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RESULTS = Path(__file__).parents[1] / "results" / "controlled"
+
+
+class RunError(ValueError):
+    """A training of the experiment failed; the message says which and where its output is."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.controlled", description=__doc__)
+    parser.add_argument("--preset", choices=PRESETS, required=True)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT", help=f"of {', '.join(VARIANTS)}")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the preset's")
+    parser.add_argument("--runs", type=Path, default=Path("runs/controlled"), help="folder of the trainings")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time, which share the cores")
+    parser.add_argument("--table", action="store_true", help="train nothing, print the table of what there is")
+    asked = parser.parse_args()
+    try:
+        if not asked.table:
+            make_all(asked)
+        print(table(load(asked.out, asked.preset)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def make_all(asked: argparse.Namespace) -> None:
+    """Every result that is not there yet; stage 2 after stage 1, which it stands on."""
+    preset = PRESETS[asked.preset]
+    names = asked.only or preset.variants
+    seeds = preset.seeds if asked.seeds is None else tuple(asked.seeds)
+    for stage in (1, 2):
+        jobs = [(name, seed) for seed in seeds for name in names if VARIANTS[name].stage == stage]
+        # those that share a training after the one that makes it
+        for shared in (False, True):
+            todo = [job for job in jobs if bool(VARIANTS[job[0]].of) == shared and not file_of(asked, *job).is_file()]
+            with ThreadPoolExecutor(asked.processes) as pool:
+                for path in pool.map(lambda job: make(asked, *job), todo):
+                    print(path, flush=True)
+    make_references(asked)
+
+
+def file_of(asked: argparse.Namespace, name: str, seed: int | None = None) -> Path:
+    return asked.out / f"{asked.preset}-{name}{'' if seed is None else f'-{seed}'}.json"
+
+
+def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
+    """Trains, exports, measures and writes one result."""
+    variant = VARIANTS[name]
+    run = asked.runs / f"{asked.preset}-{variant.of or name}-{seed}"
+    if not (run / "export" / "config.json").is_file():
+        train(asked, run, variant, seed)
+    backend = load_backend(run, None, None, 0, None, None, **(variant.sampler or {}))
+    trained = json.loads((run / "result.json").read_text())
+    model = {
+        "name": name,
+        "letter": variant.letter,
+        "seed": seed,
+        "checkpoint_sha256": checkpoint_sha256(run),
+        **backend.provenance,
+        "steps": trained["step"],
+        "seconds": None if trained["continued"] else trained["seconds"],  # of a whole training only
+        "threads": threads(asked),
+        "config": yaml.safe_load((run / "config.yaml").read_text())["model"],
+    }
+    path = file_of(asked, name, seed)
+    measured(questions_of(asked.preset), backend, asked.preset, model).save(path)
+    return path
+
+
+@cache
+def questions_of(preset: str) -> Questions:
+    """Every variant is measured on the same, which take a minute to make."""
+    data: dict[str, Any] = {}
+    for name in PRESETS[preset].motion:
+        data |= yaml.safe_load((CONFIGS / name).read_text()).get("data", {}).get("init_args", {})
+    return Questions.make(PRESETS[preset], data["size"], data.get("framing", "wide"))
+
+
+def threads(asked: argparse.Namespace) -> int:
+    """Of each training."""
+    return max(1, usable_cores() // asked.processes)
+
+
+def train(asked: argparse.Namespace, run: Path, variant: Variant, seed: int) -> None:
+    """In a process of its own, which goes on where an earlier one stopped; then the export. Raises `RunError`."""
+    change = {
+        "seed_everything": seed,
+        "model.init_args.seed": seed,
+        "data.init_args.seed": seed,
+        **(variant.change or {}),
+    }
+    if variant.stage == 2:
+        change["model.init_args.encoders"] = asked.runs / f"{asked.preset}-everything-{seed}" / "export" / "encoders"
+    arguments = [f"--{key}={value}" for key, value in change.items()]
+    preset = PRESETS[asked.preset]
+    configs = preset.motion if variant.stage == 1 else preset.animator
+    arguments = [*(f"--config={CONFIGS / name}" for name in configs), *arguments]
+    run.mkdir(parents=True, exist_ok=True)
+    log = run / "output.log"
+    for command in (
+        ["dex.fit", *arguments, "--run", str(run)],
+        ["dex.export", str(run)],
+    ):
+        with log.open("ab") as out:
+            done = subprocess.run(
+                [sys.executable, "-m", *command],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads(asked))},
+                check=False,
+            )
+        if done.returncode:
+            raise RunError(f"{run}: python -m {command[0]} ended with {done.returncode}; its output is in {log}")
+
+
+def make_references(asked: argparse.Namespace) -> None:
+    """The rows that say what a figure means, on the same tuples and by the same estimator."""
+    todo = [name for name in REFERENCES if not file_of(asked, name).is_file()]
+    for name in todo:
+        questions = questions_of(asked.preset)
+        made = {stratum: reference(name, tuples) for stratum, tuples in questions.sets.items()}
+        result = result_of(questions, made, asked.preset, {"name": name, "letter": "", "seed": None}, {})
+        result.save(file_of(asked, name))
+
+
+if __name__ == "__main__":
+    main()

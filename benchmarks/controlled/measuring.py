@@ -1,0 +1,174 @@
+"""From a checkpoint, or a reference row, to its result file."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.controlled.variants import Preset
+from benchmarks.disentanglement import animate_by, intervals_of
+from benchmarks.manifest import sha256_of
+from benchmarks.results import SCHEMA, Result, environment, git_state
+from dex.animation.backends import Backend
+from dex.data.synthetic.controls import NAMES, to_blendshapes
+from dex.data.synthetic.head import GENERATOR
+from dex.data.synthetic.motion import FramingName
+from dex.data.synthetic.render import render
+from dex.reading.measure import (
+    MATRIX,
+    cross_talk,
+    encoded,
+    is_measurable,
+    measure,
+    outputs,
+    probes,
+    squared_distances,
+    truths,
+    why_not,
+    with_leaks,
+)
+from dex.reading.tuples import STRATA, Faces, Tuples, make_faces, make_tuples
+from dex.speed import usable_cores
+
+REFERENCES = ("oracle", "joint-code", "copy-source", "constant")
+SQUARES = ("pp", "pe", "ep", "ee", "drivers_p", "drivers_e")  # of each tuple: `squared_distances`
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The tuples and faces that every variant of a preset is measured on, and the estimator's own figures."""
+
+    sets: dict[str, Tuples]  # "" for poses as in training, and one a stratum of yaw
+    own: dict[str, dict[str, float]]
+    faces: Faces
+    described: dict[str, Any]
+
+    @classmethod
+    def make(cls, preset: Preset, size: int, framing: FramingName) -> Questions:
+        count = preset.tuples
+        sets = {name: make_tuples(count, size, 0, "test", name or None, framing) for name in ("", *STRATA)}
+        own = {name: cross_talk(tuples, usable_cores()) for name, tuples in sets.items()}
+        faces = make_faces(preset.identities, 8, size, 0, "test", framing)
+        described = {"generator": GENERATOR, "size": size, "framing": framing, "tuples": count, "split": "test"}
+        return cls(sets, own, faces, described | {"identities": preset.identities, "strata": list(STRATA)})
+
+
+def measured(questions: Questions, backend: Backend, preset: str, model: dict[str, Any]) -> Result:
+    """A checkpoint's result."""
+    cpu, animate = torch.device("cpu"), animate_by(backend)
+    made = {name: outputs(animate, tuples, cpu, backend.joint_code) for name, tuples in questions.sets.items()}
+    codes = encoded(lambda pictures: backend.read_motion(pictures)[1], questions.faces, cpu)
+    return result_of(questions, made, preset, model, probes(codes, questions.faces))
+
+
+def result_of(
+    questions: Questions,
+    made: Mapping[str, Mapping[str, Tensor]],
+    preset: str,
+    model: dict[str, Any],
+    codes: Mapping[str, float],
+) -> Result:
+    """`made`: outputs after each edit, of each set of tuples."""
+    entries: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    for name, tuples in questions.sets.items():
+        own = questions.own[name]
+        found = measure(made[name], tuples, usable_cores())
+        sums = squared_distances(found.readings, tuples).T.numpy()
+        between = intervals_of(sums, own)
+        figures = with_leaks(found.figures, own) if is_measurable(own) else found.figures
+        if not name:
+            figures = {**figures, **codes}
+        entries += [
+            entry(key, name, value, len(tuples), between.get(key), why_not(own) if key == "S" else "")
+            for key, value in figures.items()
+            if key in KEYS and (not name or key in (*MATRIX, "S"))
+        ]
+        if "S" not in figures:
+            entries.append(entry("S", name, None, len(tuples), None, f"not measurable: {why_not(own)}"))
+        for number, values in enumerate(sums.tolist()):
+            which = f"{name or 'all'}/{number}"
+            pairs.append({"id": which, "identity": which, "values": dict(zip(SQUARES, values, strict=True))})
+    content = {
+        "schema": SCHEMA,
+        "id": "",
+        "task": "controlled",
+        "dataset": {"name": preset, "manifest_sha256": sha256_of([questions.described]), **questions.described},
+        "pairs": {"sha256": sha256_of(pair["id"] for pair in pairs), "count": len(questions.sets[""])},
+        "model": model | git_state(),
+        "estimator": questions.own,
+        "metrics": entries,
+        "comparisons": [],
+        "environment": environment(),
+        "warnings": [],
+        "command": sys.argv,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return Result(content, pairs)
+
+
+# Figures of `dex.reading` by the names of metrics; what is better only where more or less alone is a merit.
+KEYS: dict[str, tuple[str, str]] = {
+    "I_pp": ("influence_pp.fit.v1", "none"),
+    "I_pe": ("influence_pe.fit.v1", "none"),
+    "I_ep": ("influence_ep.fit.v1", "none"),
+    "I_ee": ("influence_ee.fit.v1", "none"),
+    "L_pe": ("leak_pe.fit.v1", "none"),
+    "L_ep": ("leak_ep.fit.v1", "none"),
+    "S": ("selectivity.fit.v1", "higher"),
+    "probe_r2/pose_from_expression": ("probe_pose.ridge_r2.v1", "none"),
+    "probe_r2/identity_from_expression": ("probe_identity.ridge.v1", "none"),
+    "background_drift": ("background_drift.v1", "lower"),
+    "residual": ("residual.fit.v1", "lower"),
+    **{f"gain/{name}": (f"gain_{name}.fit.v1", "none") for name in NAMES},
+}
+
+
+def metric_id(key: str, stratum: str = "") -> str:
+    """`influence_pp.fit.v1`; of a stratum of yaw `influence_pp.fit_yaw_0-15.v1`."""
+    whole = KEYS[key][0]
+    return whole.replace(".v1", f"_yaw_{stratum}.v1") if stratum else whole
+
+
+def entry(
+    key: str, stratum: str, value: float | None, n: int, interval: Sequence[float] | None, note: str
+) -> dict[str, Any]:
+    """A metric of a result file."""
+    return {
+        "id": metric_id(key, stratum),
+        "value": value,
+        "unit": "",
+        "better": KEYS[key][1],
+        "aggregation": "of the whole set",
+        "n": n,
+        "ci95": list(interval) if interval else None,
+        "ci_method": "BCa bootstrap over tuples, 2000 resamples" if interval else None,
+        "seed_sd": None,
+        "fail_rate": None,
+        "extractor": None,
+        "floor": None,
+        "note": note or None,
+    }
+
+
+def reference(name: str, tuples: Tuples) -> dict[str, Tensor]:
+    """oracle: the truth. joint-code: the truth of a model with one code, which takes both pose and expression from the
+    driver that was edited. copy-source: the source, unmoved. constant: one picture for all."""
+    exact = truths(tuples)
+    if name == "oracle":
+        return exact
+    if name == "joint-code":
+        both = [
+            render(head, to_blendshapes(controls[None].numpy()), pose[None].numpy(), tuples.source.shape[-1]).image[0]
+            for head, controls, pose in zip(tuples.heads, tuples.controls[1], tuples.pose[1], strict=True)
+        ]
+        moved = torch.stack([torch.from_numpy(picture).movedim(-1, 0) for picture in both]).float() / 255
+        return {edit: exact["none"] if edit == "none" else moved for edit in exact}
+    still = tuples.source.float() / 255
+    return dict.fromkeys(exact, still if name == "copy-source" else still[:1].expand_as(still))

@@ -1,0 +1,109 @@
+"""Result files of the controlled experiment as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from benchmarks.controlled.measuring import REFERENCES, SQUARES, metric_id
+from benchmarks.controlled.variants import VARIANTS
+from benchmarks.disentanglement import intervals_of
+from benchmarks.results import Result, ResultError
+from dex.data.synthetic.controls import NAMES
+from dex.reading.measure import influence_of, is_measurable, why_not, with_leaks
+from dex.reading.tuples import STRATA
+
+
+def load(folder: Path, preset: str) -> list[Result]:
+    """The results of a preset. Raises `ResultError` for a damaged one, or where there is none."""
+    found = [Result.load(path) for path in sorted(folder.glob(f"{preset}-*.json"))]
+    if not found:
+        raise ResultError(f"{folder}: no results of the preset {preset}")
+    return found
+
+
+FRONT = ("I_pp", "I_ee", "I_pe", "I_ep", "S")
+BEHIND = ("probe_r2/pose_from_expression", "probe_r2/identity_from_expression", "background_drift", "residual")
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown: a row a variant, its seeds pooled, with 95 % intervals over tuples; then the gain of each control."""
+    by_name: dict[str, list[Result]] = {}
+    for result in results:
+        by_name.setdefault(result.method, []).append(result)
+    order = [name for name in (*VARIANTS, *REFERENCES) if name in by_name]
+    head = ["", "", "seeds", *FRONT, "S of each seed", "probe R² of pose", "probe of identity", "background drift"]
+    head += ["residual", *(f"S at yaw {stratum}°" for stratum in STRATA)]
+    lines = [line(head), line(["---"] * len(head)), *(line(row(name, by_name[name])) for name in order)]
+    lines += ["", line(["gain of", *NAMES]), line(["---"] * (1 + len(NAMES)))]
+    for name in order:
+        gains = [mean(by_name[name], metric_id(f"gain/{control}")) for control in NAMES]
+        lines.append(line([name, *map(shown, gains)]))
+    return "\n".join([*lines, "", *notes(results)])
+
+
+def row(name: str, results: Sequence[Result]) -> list[str]:
+    variant = VARIANTS.get(name)
+    seeds = ", ".join(str(result.content["model"]["seed"]) for result in results) if variant else ""
+    cells = [variant.letter if variant else "", variant.words if variant else name, seeds]
+    for value, interval in pooled(results):
+        cells.append(shown(value) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""))
+    cells.append(", ".join(shown(mean([result], metric_id("S"))) for result in results) if variant else "")
+    cells += [shown(mean(results, metric_id(key))) for key in BEHIND]
+    return cells + [shown(mean(results, metric_id("S", stratum))) for stratum in STRATA]
+
+
+def pooled(results: Sequence[Result]) -> list[tuple[float | None, tuple[float, float] | None]]:
+    """`FRONT` of all seeds together, the sums of a tuple being over its seeds, with intervals over tuples."""
+    own = results[0].content["estimator"][""]
+    sums = np.sum([squares(result) for result in results], axis=0)
+    figures = influence_of(torch.from_numpy(sums.sum(axis=0)))
+    between = intervals_of(sums, own)
+    if is_measurable(own):
+        figures = with_leaks(figures, own)
+    return [(figures.get(key), between.get(key)) for key in FRONT]
+
+
+def squares(result: Result) -> Float[np.ndarray, "N 6"]:
+    """Squared distances of the tuples with poses as in training."""
+    rows = [pair["values"] for pair in result.pairs if pair["id"].startswith("all/")]
+    return np.array([[values[name] for name in SQUARES] for values in rows])
+
+
+def mean(results: Sequence[Result], name: str) -> float | None:
+    """Over seeds; None where one of them has no value."""
+    values = [entry["value"] if (entry := result.metric(name)) else None for result in results]
+    return None if None in values else float(np.mean(values))  # type: ignore[arg-type]
+
+
+def shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What stands below the table."""
+    first = results[0].content
+    own, data = first["estimator"][""], first["dataset"]
+    truth = f"φ_pe {own['I_pe']:.3f}, φ_ep {own['I_ep']:.3f}, R² of expression {own['r2/expression']:.3f}"
+    lines = [
+        f"- {data['tuples']} tuples of unseen identities at {data['size']}², framing {data['framing']}. The estimator "
+        f"on renders of the truth: {truth}."
+    ]
+    if why := why_not(own):
+        lines.append(f"- S is not measurable: {why}.")
+    timed = [result.content for result in results if result.content["model"].get("seconds")]
+    seconds = [content["model"]["seconds"] for content in timed]
+    devices = sorted({f"{c['environment']['device']}, {c['model']['threads']} threads" for c in timed})
+    if seconds:
+        lines.append(
+            f"- {len(seconds)} trainings of {min(seconds):.0f} to {max(seconds):.0f} s on {'; '.join(devices)}."
+        )
+    return lines

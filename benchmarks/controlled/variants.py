@@ -1,0 +1,80 @@
+"""What the controlled experiment compares: the method, the forms of it that lack a part, and how large they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Without: nothing is done to the picture that the encoder sees, and it is the driving frame itself.
+_NO_POSE_AUGMENTATION = {
+    **{f"model.init_args.pose_augmentation.{name}": 0 for name in ("rotation", "scale", "translation", "perspective")},
+    "data.init_args.second_view": False,
+}
+_NO_EXPRESSION_AUGMENTATION = {
+    f"model.init_args.expression_augmentation.{name}": 0 for name in ("warp", "mask_probability")
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A form of the method: settings of `dex.fit` that differ, and of the sampler."""
+
+    letter: str  # as the paper's ablations are counted here
+    words: str
+    stage: int = 1
+    change: Mapping[str, Any] | None = None
+    of: str | None = None  # the variant whose training it shares
+    sampler: Mapping[str, int] | None = None
+
+
+VARIANTS: dict[str, Variant] = {
+    "everything": Variant("a", "the method"),
+    "no-pose-augmentation": Variant("b", "without pose augmentation", change=_NO_POSE_AUGMENTATION),
+    "no-expression-augmentation": Variant("c", "without expression augmentation", change=_NO_EXPRESSION_AUGMENTATION),
+    "no-augmentation": Variant("d", "without both", change=_NO_POSE_AUGMENTATION | _NO_EXPRESSION_AUGMENTATION),
+    "joint-motion-code": Variant(
+        "e",
+        "one code for pose and expression",
+        change=_NO_POSE_AUGMENTATION | _NO_EXPRESSION_AUGMENTATION | {"model.init_args.network.joint_code": True},
+    ),
+    "animator": Variant("a2", "stage 2, the method", stage=2),
+    "no-ray-map": Variant("f", "stage 2 without ray map", stage=2, change={"model.init_args.network.ray_map": False}),
+    "no-reference-warping": Variant(
+        "g",
+        "stage 2 without reference warping",
+        stage=2,
+        change={"model.init_args.network.reference_warping": False},
+    ),
+    "standard-guidance": Variant(
+        "h", "stage 2, standard guidance", stage=2, of="animator", sampler={"delay": 0, "blend": 0}
+    ),
+    "progressive-0": Variant("h", "stage 2, S = 0", stage=2, of="animator", sampler={"delay": 0, "blend": 5}),
+    "progressive-10": Variant("h", "stage 2, S = 10", stage=2, of="animator", sampler={"delay": 10, "blend": 5}),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How large, and which variants. Configurations are given to `dex.fit` in turn, each over those before it."""
+
+    motion: tuple[str, ...]
+    animator: tuple[str, ...]
+    seeds: tuple[int, ...]
+    variants: tuple[str, ...]
+    tuples: int = 64
+    identities: int = 64
+
+
+PRESETS = {
+    "small": Preset(
+        ("controlled_small.yaml",), ("animator_quick.yaml", "controlled_small_animator.yaml"), (0, 1), tuple(VARIANTS)
+    ),
+    "full": Preset(
+        ("controlled_small.yaml", "controlled_full.yaml"),
+        ("animator_quick.yaml", "controlled_full_animator.yaml"),
+        (0,),
+        ("everything", "no-augmentation", "joint-motion-code", "animator"),
+    ),
+    "long": Preset(("controlled_small.yaml", "controlled_long.yaml"), (), (0,), ("everything",)),
+}
