@@ -74,7 +74,7 @@ class Monitor(L.Callback):
         found = self.measured(pl_module, self.tuples, self.faces)
         shown = self.shown(pl_module, self.tuples, self.clip)
         if found is not None:
-            own = own_figures(self.tuples, self.count, size, self.seed, framing)
+            own = own_figures(self.tuples, self.count, size, framing, self.seed)
             self.report(trainer, found, own, shown, begun)
 
     @torch.no_grad()

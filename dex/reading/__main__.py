@@ -34,7 +34,7 @@ def main() -> None:
         sys.exit(f"error: --tuples {asked.tuples}, --size {asked.size}, --seed {asked.seed}: need ≥ 2, ≥ 16 and ≥ 0")
     if asked.write:
         known = {
-            key(count, size, 0, framing): cross_talk(make_tuples(count, size, framing=framing), usable_cores())
+            key(count, size, framing, 0): cross_talk(make_tuples(count, size, framing=framing), usable_cores())
             for count, size, framing in USUAL
         }
         write_atomic(KNOWN, (json.dumps(known, indent=1) + "\n").encode())

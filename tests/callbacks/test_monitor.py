@@ -68,7 +68,7 @@ def test_outputs_that_are_no_numbers_are_an_alarm(tmp_path: Path, capsys: pytest
     found = monitor.measured(module, monitor.tuples, monitor.faces)
     assert found is not None
     shown = monitor.shown(module, monitor.tuples, make_clip(2, 32))
-    monitor.report(trainer, found, own_figures(monitor.tuples, 2, 32, 0, "wide"), shown, begun=0.0)
+    monitor.report(trainer, found, own_figures(monitor.tuples, 2, 32, "wide", 0), shown, begun=0.0)
     assert "I_pp: NaN" in capsys.readouterr().out
 
 

@@ -181,6 +181,13 @@ def test_average_lags_behind_and_export_is_the_average(tmp_path: Path) -> None:
     )
     encoders = load_encoders(tmp_path / "export" / "encoders")
     torch.testing.assert_close(encoders["pose_encoder"](batch.source), source_pose)
+    export(step_folder(tmp_path, 4), tmp_path / "half", half=True)
+    sizes = [(tmp_path / name / "generator.safetensors").stat().st_size for name in ("export", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    halved, _ = load_generator(tmp_path / "half")
+    assert halved.decoder.middle.weight.dtype == torch.float32
+    again = halved(batch.source, source_pose, driving_pose, code.unflatten(0, (2, 2)))
+    torch.testing.assert_close(again, expected.fake, atol=4 / 255, rtol=0)  # two grey levels
     assert not any(parameter.requires_grad for parameter in encoders.parameters())
 
 

@@ -137,9 +137,13 @@ def test_an_estimator_that_reads_badly_measures_no_leak() -> None:
 
 @pytest.mark.slow
 def test_the_estimators_own_figures_are_those_on_record() -> None:
-    count, size = USUAL[0]
-    tuples = make_tuples(count, size)
-    assert cross_talk(tuples, 2) == pytest.approx(own_figures(tuples, count, size, 0), abs=0.03)
+    count, size, framing = USUAL[0]
+    tuples = make_tuples(count, size, framing=framing)
+    assert cross_talk(tuples, 2) == pytest.approx(own_figures(tuples, count, size, framing, 0), abs=0.03)
+
+
+def test_every_usual_set_is_on_record() -> None:
+    assert set(json.loads(KNOWN.read_text())) == {key(*usual, 0) for usual in USUAL}
 
 
 def test_pictures_show_the_matrix_and_the_tuples(tuples: Tuples, oracle: Measured) -> None:

@@ -1,0 +1,81 @@
+"""`python -m dex.animate --demo`: the shipped model moves what it is asked to, and says what it cannot be asked."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dex.animate import main
+from dex.animation import demo
+from dex.animation.backends import load_backend, to_network
+from dex.pose import geodesic, split_pose
+from dex.saved import read
+from dex.video import iter_frames
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    done = subprocess.run(
+        [sys.executable, "-m", "dex.animate", "--demo", "-o", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("75 frames") == 3
+    return folder
+
+
+def motion_of(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Poses and codes that the model itself reads from every fifth frame."""
+    backend = load_backend(demo.MODEL, None, None, 0, None, None)
+    frames = [frame for i, frame in enumerate(iter_frames(path)) if i % 5 == 0]
+    small = [np.asarray(Image.fromarray(f).resize((backend.size, backend.size), Image.Resampling.BOX)) for f in frames]
+    return backend.read_motion(to_network(small))
+
+
+def turns(pose: torch.Tensor) -> float:
+    """Degrees that the head turns about its mean frame, on the average."""
+    rotation = split_pose(pose)[0]
+    return float(geodesic(rotation, rotation[:1].expand_as(rotation)).mean() * 57.3)
+
+
+def test_pose_and_expression_move_alone(out: Path) -> None:
+    only_pose, pose_codes = motion_of(out / "portrait--pose.mp4")
+    only_expression, expression_codes = motion_of(out / "portrait--expression.mp4")
+    driver, driver_codes = motion_of(out / "expression.mp4")
+    assert turns(only_expression) < turns(only_pose) / 3
+    assert turns(only_expression) < turns(driver) / 3
+    spread = [float(codes.std(dim=0).norm()) for codes in (pose_codes, expression_codes, driver_codes)]
+    assert spread[1] > spread[2] / 3  # the driver's expression arrives
+    assert spread[1] > spread[0]
+
+
+def test_both_follow_their_own_driver(out: Path) -> None:
+    made, driver = motion_of(out / "portrait--pose+expression.mp4")[0], motion_of(out / "pose.mp4")[0]
+    apart = geodesic(split_pose(made)[0], split_pose(driver)[0]) * 57.3
+    strangers = geodesic(split_pose(made)[0], split_pose(driver)[0].roll(7, dims=0)) * 57.3
+    assert apart.mean() < strangers.mean() / 1.5
+
+
+def test_the_model_is_small_and_says_where_it_is_from() -> None:
+    size = sum(path.stat().st_size for path in demo.MODEL.parent.rglob("*") if path.is_file())
+    assert size < 12e6
+    card = (demo.MODEL / "README.md").read_text()
+    content = read(demo.MODEL, "generator.safetensors").content
+    assert content["provenance"]["checkpoint"] in card
+    for word in ("Data", "Commit", "Configuration", "Limits", "Licence"):
+        assert word in card
+
+
+def test_it_chooses_everything_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--demo", "-o", str(tmp_path), "--pose-only", "-s", "x.png"]) == 1
+    assert "leave out --source, --pose-only" in capsys.readouterr().err
+    assert main(["-d", "x.mp4"]) == 1
+    assert "--source and --checkpoint missing; --demo needs neither" in capsys.readouterr().err
