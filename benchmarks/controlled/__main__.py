@@ -28,6 +28,7 @@ from dex.speed import usable_cores
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULTS = Path(__file__).parents[1] / "results" / "controlled"
+ESTIMATOR = "estimator-{}.json"  # beside the results
 
 
 class RunError(ValueError):
@@ -92,17 +93,17 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
         "config": yaml.safe_load((run / "config.yaml").read_text())["model"],
     }
     path = file_of(asked, name, seed)
-    measured(questions_of(asked.preset), backend, asked.preset, model).save(path)
+    measured(questions_of(asked.preset, asked.out), backend, asked.preset, model).save(path)
     return path
 
 
 @cache
-def questions_of(preset: str) -> Questions:
-    """Every variant is measured on the same, which take a minute to make."""
+def questions_of(preset: str, out: Path) -> Questions:
+    """Every variant is measured on the same."""
     data: dict[str, Any] = {}
     for name in PRESETS[preset].motion:
         data |= yaml.safe_load((CONFIGS / name).read_text()).get("data", {}).get("init_args", {})
-    return Questions.make(PRESETS[preset], data["size"], data.get("framing", "wide"))
+    return Questions.make(PRESETS[preset], data["size"], data.get("framing", "wide"), out / ESTIMATOR.format(preset))
 
 
 def threads(asked: argparse.Namespace) -> int:
@@ -146,8 +147,8 @@ def make_references(asked: argparse.Namespace) -> None:
     """The rows that say what a figure means, on the same tuples and by the same estimator."""
     todo = [name for name in REFERENCES if not file_of(asked, name).is_file()]
     for name in todo:
-        questions = questions_of(asked.preset)
-        made = {stratum: reference(name, tuples) for stratum, tuples in questions.sets.items()}
+        questions = questions_of(asked.preset, asked.out)
+        made = {"": reference(name, questions.sets[""])}
         result = result_of(questions, made, asked.preset, {"name": name, "letter": "", "seed": None}, {})
         result.save(file_of(asked, name))
 
