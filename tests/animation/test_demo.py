@@ -35,7 +35,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def motion_of(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Poses and codes that the model itself reads from every fifth frame."""
     backend = load_backend(demo.MODEL, None, None, 0, None, None)
-    frames = [frame for i, frame in enumerate(iter_frames(path)) if i % 5 == 0]
+    frames = [frame for i, (_, frame) in enumerate(iter_frames(path)) if i % 5 == 0]
     small = [np.asarray(Image.fromarray(f).resize((backend.size, backend.size), Image.Resampling.BOX)) for f in frames]
     return backend.read_motion(to_network(small))
 
