@@ -48,7 +48,7 @@ def main() -> None:
 
 def table(own: Mapping[str, float]) -> str:
     """Markdown."""
-    rows = [(f"R² of {name}", own[f"r2/{name}"]) for name in (*POSE_COMPONENTS, "expression")]
+    rows = [(f"R² of {name}", own[f"r2/{name}"]) for name in (*POSE_COMPONENTS, "expression") if f"r2/{name}" in own]
     rows += [("gain I_pp", own["I_pp"]), ("gain I_ee", own["I_ee"])]
     rows += [("cross-talk φ_pe", own["I_pe"]), ("cross-talk φ_ep", own["I_ep"])]
     rows += [(f"gain of {name}", own[f"gain/{name}"]) for name in NAMES]

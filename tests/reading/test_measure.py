@@ -11,8 +11,10 @@ from torch import Tensor
 from dex.data.synthetic.controls import NAMES, to_blendshapes
 from dex.data.synthetic.render import render
 from dex.pose import euler_from_matrix, split_pose
+from dex.reading.fit import Fit
 from dex.reading.measure import (
     Measured,
+    accuracy,
     cross_talk,
     encoded,
     is_measurable,
@@ -126,6 +128,7 @@ def test_an_estimator_that_reads_badly_measures_no_leak() -> None:
     assert not is_measurable(good | {"I_ep": 0.2})
     assert "φ_ep 0.200, need at most 0.15" in why_not(good | {"I_ep": 0.2})
     assert not is_measurable(good | {"r2/expression": 0.8})
+    assert is_measurable({name: value for name, value in good.items() if name != "r2/tx"})  # did not vary
     said = verdict({"I_pp": 0.9, "I_ee": 0.1}, good | {"r2/yaw": 0.5}, alarms({"I_pp": 0.9, "I_ee": 0.1}))
     assert said.startswith("**dead expression**: I_ee 0.10, need ≥ 0.2")
     assert "not measurable" in said
@@ -133,6 +136,16 @@ def test_an_estimator_that_reads_badly_measures_no_leak() -> None:
     assert [alarm.name for alarm in alarms({"I_pp": math.nan})] == ["I_pp"]
     assert [alarm.name for alarm in alarms({"loss/discriminator": 0.01})] == ["discriminator winning"]
     assert "healthy" in verdict({"I_pp": 0.9}, good, [])
+
+
+def test_a_component_that_does_not_vary_has_no_share_in_the_estimators_worth() -> None:
+    tuples = make_tuples(3, 16, stratum="15-30")
+    exact = {
+        edit: Fit(tuples.asked_pose(edit), tuples.asked_controls(edit), torch.zeros(len(tuples))) for edit in EDITS
+    }
+    found = accuracy(exact, tuples)
+    assert set(found) == {"yaw", "pitch", "roll", "expression"}
+    assert min(found.values()) == pytest.approx(1)
 
 
 @pytest.mark.slow
