@@ -127,8 +127,8 @@ def figures(readings: Mapping[str, Fit], made: Mapping[str, Tensor], tuples: Tup
 
 
 def accuracy(readings: Mapping[str, Fit], tuples: Tuples) -> dict[str, float]:
-    """R² of what was read against what was asked for: of each component of the pose that varies (in a stratum of yaw heads
-    turn but do not move), and of the whole expression."""
+    """R² of what was read against what was asked for: of each component of the pose that varies (in a stratum of yaw
+    heads turn but do not move), and of the whole expression."""
     pose = torch.cat([pose_components(readings[edit].pose) for edit in EDITS]).double()
     asked_pose = torch.cat([pose_components(tuples.asked_pose(edit)) for edit in EDITS]).double()
     seen, asked = (
