@@ -15,7 +15,13 @@ from dex.motion.trainer import MotionTrainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Overlays hold a difference only and follow the config that they change.
-OVERLAYS = {"motion_small_64.yaml": "quickstart.yaml"}
+OVERLAYS = {
+    "motion_small_64.yaml": "quickstart.yaml",
+    "controlled_long.yaml": "controlled_small.yaml",
+    "controlled_full.yaml": "controlled_small.yaml",
+    "controlled_small_animator.yaml": "animator_quick.yaml",
+    "controlled_full_animator.yaml": "animator_quick.yaml",
+}
 ALL = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +119,7 @@ def result_of(
         "comparisons": [],
         "environment": environment(),
         "warnings": [],
-        "command": sys.argv,
+        "command": ["python", "-m", "benchmarks.controlled", "--preset", preset],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return Result(content, pairs)
