@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ def main() -> None:
         print(table(load(asked.out, asked.preset)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where it stopped")
 
 
 def make_all(asked: argparse.Namespace) -> None:
@@ -64,8 +66,13 @@ def make_all(asked: argparse.Namespace) -> None:
         for shared in (False, True):
             todo = [job for job in jobs if bool(VARIANTS[job[0]].of) == shared and not file_of(asked, *job).is_file()]
             with ThreadPoolExecutor(asked.processes) as pool:
-                for path in pool.map(lambda job: make(asked, *job), todo):
-                    print(path, flush=True)
+                jobs_at_work = [pool.submit(make, asked, *job) for job in todo]
+                try:
+                    for done in as_completed(jobs_at_work):
+                        print(done.result(), flush=True)
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)  # what is at work ends, nothing new begins
+                    raise
     make_references(asked)
 
 

@@ -22,7 +22,7 @@ def load(folder: Path, preset: str) -> list[Result]:
     """The results of a preset. Raises `ResultError` for a damaged one, or where there is none."""
     found = [Result.load(path) for path in sorted(folder.glob(f"{preset}-*.json"))]
     if not found:
-        raise ResultError(f"{folder}: no results of the preset {preset}")
+        raise ResultError(f"{folder}: no results of the preset {preset}. Leave out --table to make them")
     return found
 
 
