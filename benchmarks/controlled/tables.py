@@ -104,6 +104,7 @@ def notes(results: Sequence[Result]) -> list[str]:
     devices = sorted({f"{c['environment']['device']}, {c['model']['threads']} threads" for c in timed})
     if seconds:
         lines.append(
-            f"- {len(seconds)} trainings of {min(seconds):.0f} to {max(seconds):.0f} s on {'; '.join(devices)}."
+            f"- Seconds of training, where nothing interrupted it: {', '.join(f'{s:.0f}' for s in seconds)} "
+            f"({'; '.join(devices)} each)."
         )
     return lines

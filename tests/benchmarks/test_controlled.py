@@ -108,7 +108,7 @@ def test_seeds_are_pooled_tuple_by_tuple(tmp_path: Path) -> None:
     said = table(results)
     assert "| a | the method | 0, 1 | 0.71 [" in said
     assert "0.60, 0.80" in said  # S of each seed
-    assert "2 trainings of 10 to 11 s on a CPU, 1 threads" in said
+    assert "where nothing interrupted it: 10, 11 (a CPU, 1 threads each)" in said
     path = tmp_path / "small-everything-0.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(ResultError, match="was edited"):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from dex.motion.encoders import ENCODERS, ExportError, load_encoders, load_gener
 from dex.motion.generator import Generated
 from dex.motion.losses import LossWeights
 from dex.motion.trainer import MotionTrainer, Optimisation
+from dex.sharding import FullySharded
 from dex.training import NonFiniteLossError, step_random
 from tests.motion.conftest import PIXEL_LOSSES, TINY, tiny_data, tiny_trainer
 
@@ -231,6 +233,13 @@ def test_muon_turns_what_draws_and_leaves_the_encoders_to_adam(tmp_path: Path) -
     assert {id(p) for name in ENCODERS for p in getattr(module.generator, name).parameters()} <= others
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == pytest.approx([0.02 / 3, 2e-3 / 3])  # the first of three steps of warm-up
+
+
+def test_muon_is_refused_where_weights_are_sharded() -> None:
+    module = tiny_trainer(optimisation=WITH_MUON)
+    module._trainer = SimpleNamespace(strategy=FullySharded())
+    with pytest.raises(ValueError, match=r"optimisation.muon needs whole matrices.*configs/strategy/ddp.yaml"):
+        module.configure_model()
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
