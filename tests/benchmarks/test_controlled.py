@@ -47,7 +47,7 @@ def test_runs_are_made_once_and_stand_in_one_table(
     tiny: argparse.Namespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_all(tiny)
-    made = sorted(path.name for path in tiny.out.glob("*.json"))
+    made = sorted(path.name for path in tiny.out.glob("tiny-*.json"))
     references = [f"tiny-{name}.json" for name in REFERENCES]
     assert made == sorted(["tiny-everything-0.json", "tiny-joint-motion-code-0.json", *references])
     capsys.readouterr()
