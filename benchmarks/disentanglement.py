@@ -75,7 +75,7 @@ def report(asked: argparse.Namespace) -> None:
     found = measure(outputs(animate_by(backend), tuples, cpu, backend.joint_code), tuples, usable_cores())
     faces = make_faces(64, 8, backend.size, split="test", framing=asked.framing)
     codes = probes(encoded(lambda pictures: backend.read_motion(pictures)[1], faces, cpu), faces)
-    figures = {**(with_leaks(found.figures, own) if is_measurable(own) else found.figures), **codes}
+    figures = with_leaks(found.figures, own) | codes
     between = intervals_of(squared_distances(found.readings, tuples).T.numpy(), own)
     print(table(figures, between, own))
     if asked.picture:

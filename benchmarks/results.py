@@ -79,6 +79,25 @@ def content_id(content: dict[str, Any]) -> str:
     return sha256_of([{k: v for k, v in content.items() if k not in ("id", "time", "command")}])
 
 
+def metric(name: str, value: float | None, aggregation: str, n: int, unit: str, better: str) -> dict[str, Any]:
+    """A metric of a result file; what stands at None is filled in by whoever knows it."""
+    return {
+        "id": name,
+        "value": value,
+        "unit": unit,
+        "better": better,
+        "aggregation": aggregation,
+        "n": n,
+        "ci95": None,
+        "ci_method": None,
+        "seed_sd": None,
+        "fail_rate": None,
+        "extractor": None,
+        "floor": None,
+        "note": None,
+    }
+
+
 def environment() -> dict[str, Any]:
     """What the numbers may depend on beside their inputs."""
     cuda = torch.cuda.is_available()

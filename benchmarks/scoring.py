@@ -24,6 +24,7 @@ from benchmarks.estimator import Estimator, worth
 from benchmarks.manifest import Manifest, Pair, Span
 from benchmarks.material import Frames, Material, SyntheticClips
 from benchmarks.memory import return_freed
+from benchmarks.results import metric
 from benchmarks.videos import read_video
 from dex.metrics import MetricError
 from dex.metrics.background import BackgroundDrift
@@ -409,18 +410,4 @@ def _interval(interval: tuple[float, float], resamples: int) -> dict[str, Any]:
 
 def _entry(name: str, value: float | None, aggregation: str, n: int) -> dict[str, Any]:
     unit, better = _UNITS.get(name.partition(".")[0], ("", "lower"))
-    return {
-        "id": name,
-        "value": value,
-        "unit": "°" if name.endswith("_deg.v1") else unit,
-        "better": better,
-        "aggregation": aggregation,
-        "n": n,
-        "ci95": None,
-        "ci_method": None,
-        "seed_sd": None,
-        "fail_rate": None,
-        "extractor": None,
-        "floor": None,
-        "note": None,
-    }
+    return metric(name, value, aggregation, n, "°" if name.endswith("_deg.v1") else unit, better)

@@ -12,9 +12,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import yaml
@@ -29,6 +31,7 @@ from dex.speed import usable_cores
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULTS = Path(__file__).parents[1] / "results" / "controlled"
 ESTIMATOR = "estimator-{}.json"  # beside the results
+ONE_AT_A_TIME = Lock()
 
 
 class RunError(ValueError):
@@ -60,20 +63,23 @@ def make_all(asked: argparse.Namespace) -> None:
     preset = PRESETS[asked.preset]
     names = asked.only or preset.variants
     seeds = preset.seeds if asked.seeds is None else tuple(asked.seeds)
-    for stage in (1, 2):
-        jobs = [(name, seed) for seed in seeds for name in names if VARIANTS[name].stage == stage]
-        # those that share a training after the one that makes it
-        for shared in (False, True):
-            todo = [job for job in jobs if bool(VARIANTS[job[0]].of) == shared and not file_of(asked, *job).is_file()]
-            with ThreadPoolExecutor(asked.processes) as pool:
-                jobs_at_work = [pool.submit(make, asked, *job) for job in todo]
-                try:
-                    for done in as_completed(jobs_at_work):
-                        print(done.result(), flush=True)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)  # what is at work ends, nothing new begins
-                    raise
+    jobs = [(name, seed) for seed in seeds for name in names if not file_of(asked, name, seed).is_file()]
+    # stage 1, then stage 2, then what shares a training with another variant
+    for wave in (1, 2, 3):
+        make_together(asked, [job for job in jobs if VARIANTS[job[0]].wave == wave])
     make_references(asked)
+
+
+def make_together(asked: argparse.Namespace, jobs: Sequence[tuple[str, int]]) -> None:
+    """`asked.processes` at a time. Where one fails, those at work end and no other begins."""
+    with ThreadPoolExecutor(asked.processes) as pool:
+        at_work = [pool.submit(make, asked, *job) for job in jobs]
+        try:
+            for done in as_completed(at_work):
+                print(done.result(), flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def file_of(asked: argparse.Namespace, name: str, seed: int | None = None) -> Path:
@@ -83,9 +89,7 @@ def file_of(asked: argparse.Namespace, name: str, seed: int | None = None) -> Pa
 def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
     """Trains, exports, measures and writes one result."""
     variant = VARIANTS[name]
-    run = asked.runs / f"{asked.preset}-{variant.of or name}-{seed}"
-    if not (run / "export" / "config.json").is_file():
-        train(asked, run, variant, seed)
+    run = exported(asked, variant.of or name, seed)
     backend = load_backend(run, None, None, 0, None, None, **(variant.sampler or {}))
     trained = json.loads((run / "result.json").read_text())
     model = {
@@ -100,8 +104,17 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
         "config": yaml.safe_load((run / "config.yaml").read_text())["model"],
     }
     path = file_of(asked, name, seed)
-    measured(questions_of(asked.preset, asked.out), backend, asked.preset, model).save(path)
+    with ONE_AT_A_TIME:  # it takes all cores
+        measured(questions_of(asked.preset, asked.out), backend, asked.preset, model).save(path)
     return path
+
+
+def exported(asked: argparse.Namespace, name: str, seed: int) -> Path:
+    """The run of a variant, trained where it is not."""
+    run = asked.runs / f"{asked.preset}-{name}-{seed}"
+    if not (run / "export" / "config.json").is_file():
+        train(asked, run, VARIANTS[name], seed)
+    return run
 
 
 @cache
@@ -127,7 +140,8 @@ def train(asked: argparse.Namespace, run: Path, variant: Variant, seed: int) -> 
         **(variant.change or {}),
     }
     if variant.stage == 2:
-        change["model.init_args.encoders"] = asked.runs / f"{asked.preset}-everything-{seed}" / "export" / "encoders"
+        with ONE_AT_A_TIME:  # its result file may be there without its run
+            change["model.init_args.encoders"] = exported(asked, "everything", seed) / "export" / "encoders"
     arguments = [f"--{key}={value}" for key, value in change.items()]
     preset = PRESETS[asked.preset]
     configs = preset.motion if variant.stage == 1 else preset.animator

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.controlled.variants import Preset
-from benchmarks.disentanglement import animate_by, intervals_of
+from benchmarks.disentanglement import RESAMPLES, animate_by, intervals_of
 from benchmarks.manifest import sha256_of
-from benchmarks.results import SCHEMA, Result, environment, git_state
+from benchmarks.results import SCHEMA, Result, environment, git_state, metric
 from dex.animation.backends import Backend
 from dex.data.shards import write_atomic
 from dex.data.synthetic.controls import NAMES, to_blendshapes
@@ -26,7 +26,6 @@ from dex.reading.measure import (
     MATRIX,
     cross_talk,
     encoded,
-    is_measurable,
     measure,
     outputs,
     probes,
@@ -94,11 +93,9 @@ def result_of(
         found = measure(made[name], tuples, usable_cores())
         sums = squared_distances(found.readings, tuples).T.numpy()
         between = intervals_of(sums, own)
-        figures = with_leaks(found.figures, own) if is_measurable(own) else found.figures
-        if not name:
-            figures = {**figures, **codes}
+        figures = with_leaks(found.figures, own) | (codes if not name else {})
         entries += [
-            entry(key, name, value, len(tuples), between.get(key), why_not(own) if key == "S" else "")
+            entry(key, name, value, len(tuples), between.get(key))
             for key, value in figures.items()
             if key in KEYS and (not name or key in (*MATRIX, "S"))
         ]
@@ -149,24 +146,14 @@ def metric_id(key: str, stratum: str = "") -> str:
 
 
 def entry(
-    key: str, stratum: str, value: float | None, n: int, interval: Sequence[float] | None, note: str
+    key: str, stratum: str, value: float | None, n: int, interval: Sequence[float] | None, note: str = ""
 ) -> dict[str, Any]:
     """A metric of a result file."""
-    return {
-        "id": metric_id(key, stratum),
-        "value": value,
-        "unit": "",
-        "better": KEYS[key][1],
-        "aggregation": "of the whole set",
-        "n": n,
-        "ci95": list(interval) if interval else None,
-        "ci_method": "BCa bootstrap over tuples, 2000 resamples" if interval else None,
-        "seed_sd": None,
-        "fail_rate": None,
-        "extractor": None,
-        "floor": None,
-        "note": note or None,
-    }
+    of_tuples = metric(metric_id(key, stratum), value, "of the whole set", n, unit="", better=KEYS[key][1])
+    if interval:
+        method = f"BCa bootstrap over tuples, {RESAMPLES} resamples"
+        of_tuples |= {"ci95": list(interval), "ci_method": method}
+    return of_tuples | {"note": note or None}
 
 
 def reference(name: str, tuples: Tuples) -> dict[str, Tensor]:

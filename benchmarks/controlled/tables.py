@@ -14,7 +14,7 @@ from benchmarks.controlled.variants import VARIANTS
 from benchmarks.disentanglement import intervals_of
 from benchmarks.results import Result, ResultError
 from dex.data.synthetic.controls import NAMES
-from dex.reading.measure import influence_of, is_measurable, why_not, with_leaks
+from dex.reading.measure import influence_of, why_not, with_leaks
 from dex.reading.tuples import STRATA
 
 
@@ -61,10 +61,7 @@ def pooled(results: Sequence[Result]) -> list[tuple[float | None, tuple[float, f
     """`FRONT` of all seeds together, the sums of a tuple being over its seeds, with intervals over tuples."""
     own = results[0].content["estimator"][""]
     sums = np.sum([squares(result) for result in results], axis=0)
-    figures = influence_of(torch.from_numpy(sums.sum(axis=0)))
-    between = intervals_of(sums, own)
-    if is_measurable(own):
-        figures = with_leaks(figures, own)
+    figures, between = with_leaks(influence_of(torch.from_numpy(sums.sum(axis=0))), own), intervals_of(sums, own)
     return [(figures.get(key), between.get(key)) for key in FRONT]
 
 

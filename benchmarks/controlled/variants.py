@@ -27,6 +27,11 @@ class Variant:
     of: str | None = None  # the variant whose training it shares
     sampler: Mapping[str, int] | None = None
 
+    @property
+    def wave(self) -> int:
+        """1, 2 or 3: what it stands on was made in a wave before."""
+        return self.stage + (self.of is not None)
+
 
 VARIANTS: dict[str, Variant] = {
     "everything": Variant("a", "the method"),

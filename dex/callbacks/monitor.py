@@ -16,34 +16,40 @@ from torch import Tensor
 
 from dex.batch import Batch
 from dex.data.synthetic.motion import FramingName
-from dex.reading.measure import MATRIX, Measured, encoded, is_measurable, measure, outputs, probes, with_leaks
+from dex.data.talking_heads import TalkingHeads
+from dex.metrics.extractors.faces import MediaPipeReader
+from dex.reading.clips import LEAST_CLIPS, ClipReadings, clips_picture, measure_clips, rotated
+from dex.reading.measure import MATRIX, Measured, encoded, measure, outputs, probes, with_leaks
 from dex.reading.own import own_figures
 from dex.reading.pictures import as_gif, film, influence_picture, swap_grid, tuples_picture
-from dex.reading.tuples import Faces, Tuples, make_clip, make_faces, make_tuples
+from dex.reading.tuples import Asked, Faces, Tuples, make_clip, make_faces, make_tuples
 from dex.reading.verdict import alarms, verdict
 from dex.sharding import sharded
 from dex.speed import usable_cores
 
-TAG = "disentanglement"
+TAG, CLIPS_TAG = "disentanglement", "disentanglement_clips"
 FRAMES = 16  # of the film
 
 
 class Monitor(L.Callback):
     """Every `every_n_steps` steps the fixed tuples of `dex.reading` through the module's moving average.
 
-    Synthetic heads, whatever the training's data: their truth is exact. One rank reads and logs; where weights are
-    sharded all ranks draw, since all must. Nothing here touches the random numbers of training: a run with the monitor
-    has the losses of a run without, and outputs that are no numbers are an alarm, not an error. docs/monitor.md says
-    what the figures mean.
+    Synthetic heads, whatever the training's data: their truth is exact. And real clips, where the training has some
+    held out. One rank reads and logs; where weights are sharded all ranks draw, since all must. Nothing here touches
+    the random numbers of training: a run with the monitor has the losses of a run without, and outputs that are no
+    numbers are an alarm, not an error. docs/monitor.md says what the figures mean.
     """
 
-    def __init__(self, every_n_steps: int = 10_000, tuples: int = 64, identities: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, every_n_steps: int = 10_000, tuples: int = 64, identities: int = 64, seed: int = 0, clips: bool = True
+    ) -> None:
         """
         Args:
             every_n_steps: between two measurements.
             tuples: of a source and two drivers, three pictures each.
             identities: eight pictures of each are encoded for the probes.
             seed: of the tuples.
+            clips: where the data have validation clips, measure on those too, by MediaPipe (`dex.reading.clips`).
         """
         for name, value, least in (
             ("every_n_steps", every_n_steps, 1),
@@ -57,6 +63,8 @@ class Monitor(L.Callback):
         self.tuples: Tuples | None = None
         self.faces: Faces | None = None
         self.clip: Tensor | None = None
+        self.own: dict[str, float] | None = None  # of the estimator, on these tuples
+        self.clips = RealClips(tuples) if clips else None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -74,8 +82,10 @@ class Monitor(L.Callback):
         found = self.measured(pl_module, self.tuples, self.faces)
         shown = self.shown(pl_module, self.tuples, self.clip)
         if found is not None:
-            own = own_figures(self.tuples, self.count, size, framing, self.seed)
-            self.report(trainer, found, own, shown, begun)
+            self.own = self.own or own_figures(self.tuples, self.count, size, framing, self.seed)
+            self.report(trainer, found, self.own, shown, begun)
+        if self.clips is not None:
+            self.clips.measure(trainer, pl_module)
 
     @torch.no_grad()
     def measured(self, module: Any, tuples: Tuples, faces: Faces) -> Measured | None:
@@ -109,8 +119,7 @@ class Monitor(L.Callback):
         """TensorBoard, and a line that names what is wrong. `own`: the estimator's figures; `begun`: when it was asked,
         by `time.perf_counter`."""
         assert self.tuples is not None
-        read = found.readings and is_measurable(own)
-        figures = with_leaks(found.figures, own) if read else dict(found.figures)
+        figures = with_leaks(found.figures, own) if found.readings else dict(found.figures)
         self.figures = figures
         losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
         wrong = alarms(figures | losses)
@@ -128,6 +137,49 @@ class Monitor(L.Callback):
         gains = ", ".join(f"{name} {figures[name]:.2f}" for name in MATRIX)
         seconds = time.perf_counter() - begun
         print(f"monitor at step {trainer.global_step}, {seconds:.1f} s: {gains}; {state}", flush=True)
+
+
+class RealClips:
+    """The same questions to validation clips of the training's data: what a detector sees of the answers."""
+
+    def __init__(self, count: int) -> None:
+        """`count`: tuples, at most."""
+        self.count = count
+        self.tuples: Asked | None = None
+        self.drivers: ClipReadings | None = None
+        self.told = False  # that there is no detector
+
+    @torch.no_grad()
+    def measure(self, trainer: L.Trainer, module: Any) -> None:
+        """Figures and a picture to TensorBoard, and a line; nothing where the data have fewer than three such clips."""
+        if self.tuples is None:
+            data = getattr(trainer, "datamodule", None)
+            self.tuples = rotated(data.val_pictures(self.count) if isinstance(data, TalkingHeads) else torch.empty(0))
+        if len(self.tuples) < LEAST_CLIPS:
+            return
+        made = outputs(module.animate, self.tuples, module.device, module.joint_code)
+        if not trainer.is_global_zero:
+            return
+        figures, step = self.read(made, self.tuples), trainer.global_step - 1
+        for logger in trainer.loggers:
+            logger.log_metrics({f"{CLIPS_TAG}/{name}": value for name, value in figures.items()}, step)
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"{CLIPS_TAG}/tuples", clips_picture(self.tuples, made), step)
+        if figures:
+            words = ", ".join(f"{name} {figures[name]:.2f}" for name in (*MATRIX, "faces_found") if name in figures)
+            print(f"monitor at step {step + 1}, {figures['tuples']:.0f} tuples of clips: {words}", flush=True)
+
+    def read(self, made: Mapping[str, Tensor], tuples: Asked) -> dict[str, float]:
+        """Empty where there is no detector, which is told once."""
+        try:
+            with MediaPipeReader() as reader:
+                self.drivers = self.drivers or ClipReadings.of(reader, tuples)
+                return measure_clips(made, self.drivers, reader)
+        except ValueError as error:
+            if not self.told:
+                print(f"monitor: of real clips pictures only; {error}", flush=True)
+            self.told = True
+            return {}
 
 
 def add_film(board: Any, tag: str, frames: Float[Tensor, "F 3 H W"], step: int) -> None:

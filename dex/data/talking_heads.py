@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import lightning as L
+import torch
 import torch.distributed
+from jaxtyping import Shaped
+from torch import Tensor
 
 from dex.batch import Batch, to_float
 from dex.data.clips import Sampling
@@ -186,11 +189,24 @@ class TalkingHeads(L.LightningDataModule):
 
     def val_dataloader(self) -> Loader | list[Any]:
         """One sample of every validation clip; none where no validation was asked for."""
-        if not self._val_urls:
-            return []
+        return Loader(PassStream(self._val_schedule()), self.workers) if self._val_urls else []
+
+    def _val_schedule(self) -> Schedule:
         still = replace(self.sampling, max_background_motion=None)  # a pass leaves nothing out
-        schedule = replace(self._schedule(), urls=self._val_urls, keep=self._val_keep, sampling=still)
-        return Loader(PassStream(schedule), self.workers)
+        return replace(self._schedule(), urls=self._val_urls, keep=self._val_keep, sampling=still)
+
+    def val_pictures(self, count: int) -> Shaped[Tensor, "N 3 H W"]:
+        """uint8, one frame of each of the first validation clips, at most `count`: the same on every rank.
+
+        N is 0 where no validation was asked for. Draws no random numbers but its own. Raises `ShardError`.
+        """
+        made: list[Tensor] = [torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)]
+        if self._val_urls:
+            with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed for its workers, even where it has none
+                batches = iter(Loader(PassStream(replace(self._val_schedule(), rank=0, world=1)), workers=0))
+                while sum(map(len, made)) < count and (batch := next(batches, None)) is not None:
+                    made.append(batch.driving[:, 0].contiguous())
+        return torch.cat(made)[:count]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pictures become float on the device."""

@@ -39,9 +39,19 @@ def swap_grid(generator: MotionGenerator, batch: Batch) -> Float[Tensor, "3 H W"
     driving_pose = poses.repeat_interleave(m, dim=0)[None]
     expression = codes.repeat(n, 1)[None]
     fake = generator(source, source_pose, driving_pose, expression)[0].unflatten(0, (n, m))
-    header = torch.cat([source, expression_frames])[None]
-    body = torch.cat([pose_frames[:, None], fake], dim=1)
-    return make_grid(to_unit(torch.cat([header, body]).flatten(0, 1)), nrow=m + 1)
+    return crossed(*map(to_unit, (source[0], pose_frames, expression_frames, fake)))
+
+
+def crossed(
+    corner: Float[Tensor, "3 H W"],
+    left: Float[Tensor, "n 3 H W"],
+    top: Float[Tensor, "m 3 H W"],
+    body: Float[Tensor, "n m 3 H W"],
+) -> Float[Tensor, "3 H2 W2"]:
+    """A table of pictures in [0, 1]: a row for each of `left`, a column for each of `top`."""
+    header = torch.cat([corner[None], top])[None]
+    rows = torch.cat([header, torch.cat([left[:, None], body], dim=1)])
+    return make_grid(rows.flatten(0, 1), nrow=len(top) + 1)
 
 
 def feature_picture(volume: Float[Tensor, "B C D H W"], size: int) -> Float[Tensor, "B 3 H W"]:

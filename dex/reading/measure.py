@@ -16,7 +16,7 @@ from dex.metrics.influence import FACTORS, Reading, influence_matrix, leak, sele
 from dex.metrics.probes import identity_accuracy, pose_targets, ridge_r2
 from dex.motion.evaluation import POSE_COMPONENTS, pose_components
 from dex.reading.fit import Fit, read
-from dex.reading.tuples import EDITS, Faces, Tuples, parts
+from dex.reading.tuples import EDITS, Asked, Faces, Tuples, parts
 
 MATRIX = ("I_pp", "I_ee", "I_pe", "I_ep")
 AT_ONCE = 16  # tuples, or pictures to encode
@@ -39,7 +39,7 @@ class Measured:
 
 
 def outputs(
-    animate: Animate, tuples: Tuples, device: torch.device, joint: bool = False
+    animate: Animate, tuples: Asked, device: torch.device, joint: bool = False
 ) -> dict[str, Float[Tensor, "N 3 H W"]]:
     """g(s, a, a), g(s, b, a), g(s, a, b), in [0, 1] on the CPU.
 
@@ -95,10 +95,16 @@ def as_reading(pose: Float[Tensor, "N 3 4"], controls: Float[Tensor, "N C"]) -> 
 
 
 def squared_distances(readings: Mapping[str, Fit], tuples: Tuples) -> Float[Tensor, "6 N"]:
-    """Of each tuple: how far pose moved under the edit of pose, of expression; how far expression did; and how far the
-    drivers are apart in pose, in expression. What influence is made of, row sums in `influence_of`."""
-    none, pose, expression = (as_reading(readings[edit].pose, readings[edit].controls) for edit in EDITS)
-    a, b = (as_reading(*driver) for driver in zip(tuples.pose, tuples.controls, strict=True))
+    """`distances_of` what was read from the outputs, and the truth about the drivers."""
+    made = (as_reading(readings[edit].pose, readings[edit].controls) for edit in EDITS)
+    drivers = (as_reading(*driver) for driver in zip(tuples.pose, tuples.controls, strict=True))
+    return distances_of(*made, *drivers)
+
+
+def distances_of(none: Reading, pose: Reading, expression: Reading, a: Reading, b: Reading) -> Float[Tensor, "6 N"]:
+    """Of each tuple, from its outputs after `EDITS` and its drivers: how far pose moved under the edit of pose, of
+    expression; how far expression did; and how far the drivers are apart in pose, in expression. What influence is
+    made of, row sums in `influence_of`."""
     by_edit = torch.stack([none.squared_distance(pose), none.squared_distance(expression)], dim=1)
     return torch.cat([by_edit.flatten(0, 1), a.squared_distance(b)])
 
@@ -173,7 +179,10 @@ def is_measurable(own: Mapping[str, float]) -> bool:
 
 
 def with_leaks(found: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
-    """`L_pe`, `L_ep` and `S` added: leaks less the estimator's own cross-talk, and the weaker of the two controls."""
+    """`L_pe`, `L_ep` and `S` added, where the estimator is good enough for them: leaks less its own cross-talk, and the
+    weaker of the two controls."""
+    if not is_measurable(own):
+        return dict(found)
     leaks = {f"L_{i}{j}": leak(found[f"I_{i}{j}"], own[f"I_{i}{j}"]) for i, j in (FACTORS, FACTORS[::-1])}
     return {**found, **leaks, "S": selectivity(found, own)}
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from dex.metrics.influence import FACTORS
+from dex.motion.pictures import crossed
 from dex.reading.measure import Animate, Measured, animated
 from dex.reading.tuples import EDITS, Tuples
 
@@ -57,10 +58,8 @@ def swap_grid(animate: Animate, tuples: Tuples, device: torch.device, count: int
     source, (a, b) = tuples.source[:1], tuples.driver[:, :count]
     sources = source.expand(count**2, -1, -1, -1)
     made = animated(animate, sources, a.repeat_interleave(count, 0), b.repeat(count, 1, 1, 1), device)
-    shown = torch.cat([source, a]).float() / 255
-    rows = [torch.cat([source, b]).float() / 255]
-    rows += [torch.cat([shown[i + 1, None], made.nan_to_num()[i * count : (i + 1) * count]]) for i in range(count)]
-    return make_grid(torch.cat(rows), nrow=count + 1)
+    corner, left, top = (pictures.float() / 255 for pictures in (source[0], a, b))
+    return crossed(corner, left, top, made.nan_to_num().unflatten(0, (count, count)))
 
 
 def film(

@@ -23,21 +23,27 @@ STRATA = tuple(f"{low:.0f}-{high:.0f}" for low, high in YAW_STRATA)
 
 
 @dataclass(frozen=True)
-class Tuples:
-    """N tuples of a source and two drivers a and b, three identities of synthetic heads that no training knows."""
+class Asked:
+    """N tuples of a source and two drivers a and b, three people."""
 
-    heads: list[Head]  # of the sources
     source: Shaped[Tensor, "N 3 H W"]  # uint8, like the drivers' pictures
     driver: Shaped[Tensor, "2 N 3 H W"]  # a, b
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
+class Tuples(Asked):
+    """Tuples of synthetic heads that no training knows, and the truth about them."""
+
+    heads: list[Head]  # of the sources
     source_pose: Float[Tensor, "N 3 4"]
     pose: Float[Tensor, "2 N 3 4"]
     controls: Float[Tensor, "2 N C"]
     truth: Shaped[Tensor, "3 N 3 H W"]  # the source's head after each of `EDITS`, uint8
     head: Bool[Tensor, "3 N H W"]  # where it is
     face: Bool[Tensor, "3 N H W"]
-
-    def __len__(self) -> int:
-        return len(self.heads)
 
     def asked_pose(self, edit: str) -> Float[Tensor, "N 3 4"]:
         return self.pose[int(edit == "pose")]

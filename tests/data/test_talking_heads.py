@@ -215,6 +215,20 @@ def test_held_out_identities_are_never_trained_on(one_camera: Path) -> None:
     assert module(one_camera).val_dataloader() == []
 
 
+def test_val_pictures_are_the_first_clips_on_every_rank_and_draw_no_random_numbers(
+    one_camera: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_rng_state()
+    found = module(one_camera, val_shards=str(one_camera)).val_pictures(6)
+    assert torch.equal(before, torch.get_rng_state())
+    assert (found.shape, found.dtype) == ((6, 3, SIZE, SIZE), torch.uint8)
+    assert len({int(picture[0, 0, -1]) for picture in found}) >= 5  # clips 0 and 8 have one level
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert torch.equal(module(one_camera, val_shards=str(one_camera)).val_pictures(6), found)
+    assert len(module(one_camera).val_pictures(6)) == 0
+
+
 def test_pipes_and_patterns_read_the_same(one_camera: Path) -> None:
     names = sorted(path.name for path in one_camera.glob("*.tar"))
     braces = f"{one_camera}/train-{{000000..{len(names) - 1:06d}}}.tar"
