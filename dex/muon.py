@@ -1,7 +1,7 @@
 """Muon: momentum whose every singular value is made one, for the weights that are matrices (Jordan et al. 2024).
 
 A step of gradient descent in the spectral norm: all directions of a layer learn at one speed, where Adam follows the
-few large ones. Convolutions that draw learn in fewer steps so, encoders do not (docs/experiments.md).
+few large ones. What draws, and what reads expressions, learns in fewer steps so (docs/experiments.md).
 """
 
 from __future__ import annotations

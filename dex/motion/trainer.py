@@ -21,7 +21,6 @@ from dex.motion import losses, pictures
 from dex.motion.config import MotionConfig
 from dex.motion.decoder import StyleStage
 from dex.motion.discriminator import Discriminator
-from dex.motion.encoders import ENCODERS
 from dex.motion.evaluation import MotionEvaluation, report
 from dex.motion.generator import Generated, MotionGenerator, expression_input
 from dex.motion.layers import ResBlock2d, ResBlock3d
@@ -50,8 +49,8 @@ class Optimisation:
 
     learning_rate: float = 1e-4
     discriminator_learning_rate: float = 1e-4
-    # Of Muon (`dex.muon`, ours) for the matrices of what draws, about 0.02, `learning_rate` being for the rest; 0: Adam
-    # for all. It needs fewer steps. Not for sharded weights.
+    # Of Muon (`dex.muon`, ours) for the matrices of all but the pose encoder, about 0.02, `learning_rate` being for the
+    # rest; 0: Adam for all. It needs fewer steps. Not for sharded weights.
     muon: float = 0.0
     betas: tuple[float, float] = (0.5, 0.999)
     warmup_steps: int = 0
@@ -111,15 +110,16 @@ class MotionTrainer(L.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.optimisation
-        read = [p for name in ENCODERS for p in getattr(self.generator, name).parameters()]
+        plain = list(self.generator.pose_encoder.parameters())  # learns slower with Muon (docs/experiments.md)
         if self.read_out is not None:
-            read += self.read_out.parameters()
-        drawn = [p for name, part in self.generator.named_children() if name not in ENCODERS for p in part.parameters()]
+            plain += self.read_out.parameters()
+        known = set(map(id, plain))
+        rest = [p for p in self.generator.parameters() if id(p) not in known]
         adam: dict[str, Any] = {"betas": settings.betas, "fused": settings.fused or None}
         made: list[torch.optim.Optimizer] = [
-            Muon(drawn, settings.muon, read, settings.learning_rate, **adam)
+            Muon(rest, settings.muon, plain, settings.learning_rate, **adam)
             if settings.muon
-            else torch.optim.Adam([*drawn, *read], settings.learning_rate, **adam)
+            else torch.optim.Adam([*rest, *plain], settings.learning_rate, **adam)
         ]
         if self.discriminator is not None:
             rate = settings.discriminator_learning_rate

@@ -14,7 +14,7 @@ from dex.batch import Batch, to_float
 from dex.callbacks.checkpoints import Checkpoints
 from dex.checkpoint import CheckpointError, step_folder
 from dex.export import export
-from dex.motion.encoders import ENCODERS, ExportError, load_encoders, load_generator
+from dex.motion.encoders import ExportError, load_encoders, load_generator
 from dex.motion.generator import Generated
 from dex.motion.losses import LossWeights
 from dex.motion.trainer import MotionTrainer, Optimisation
@@ -223,14 +223,15 @@ def test_frozen_things_stay_out_of_the_optimisers(muon: float) -> None:
     assert optimised == {id(p) for network in learning for p in network.parameters()}
 
 
-def test_muon_turns_what_draws_and_leaves_the_encoders_to_adam(tmp_path: Path) -> None:
+def test_muon_turns_all_matrices_but_the_pose_encoders(tmp_path: Path) -> None:
     module = tiny_trainer(optimisation=WITH_MUON, loss=dataclasses.replace(PIXEL_LOSSES, adversarial=0))
     run(module, 1, tmp_path)
     optimizer = module.optimizers(use_pl_optimizer=False)
     matrices, others = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
-    assert id(module.generator.decoder.middle.weight) in matrices
-    assert id(module.generator.decoder.middle.bias) in others
-    assert {id(p) for name in ENCODERS for p in getattr(module.generator, name).parameters()} <= others
+    generator = module.generator
+    assert {id(layer.weight) for layer in (generator.decoder.middle, generator.expression_encoder.linear)} <= matrices
+    assert id(generator.decoder.middle.bias) in others
+    assert {id(p) for p in generator.pose_encoder.parameters()} <= others
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == pytest.approx([0.02 / 3, 2e-3 / 3])  # the first of three steps of warm-up
 
