@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -21,6 +22,7 @@ from dex.motion import losses, pictures
 from dex.motion.config import MotionConfig
 from dex.motion.decoder import StyleStage
 from dex.motion.discriminator import Discriminator
+from dex.motion.encoders import ExportError, load_generator
 from dex.motion.evaluation import MotionEvaluation, report
 from dex.motion.generator import Generated, MotionGenerator, expression_input
 from dex.motion.layers import ResBlock2d, ResBlock3d
@@ -82,13 +84,15 @@ class MotionTrainer(L.LightningModule):
         expression_augmentation: ExpressionAugmentation = ExpressionAugmentation(),
         optimisation: Optimisation = Optimisation(),
         perceptual: Perceptual = "vgg16",
+        start: str | None = None,
         seed: int = 0,
     ) -> None:
-        """`seed` drives the augmentations; weights are initialised from the global seed (`seed_everything`)."""
+        """`start`: export of a motion trainer to begin with, for fine-tuning; else weights are initialised from the
+        global seed (`seed_everything`). `seed` drives the augmentations."""
         super().__init__()
         self.save_hyperparameters()
         self.automatic_optimization = False
-        self.network, self.loss, self.optimisation, self.seed = network, loss, optimisation, seed
+        self.network, self.loss, self.optimisation, self.start, self.seed = network, loss, optimisation, start, seed
         self.joint_code = network.joint_code
         self.pose_augmentation, self.expression_augmentation = pose_augmentation, expression_augmentation
         self.generator = MotionGenerator(network)
@@ -129,8 +133,19 @@ class MotionTrainer(L.LightningModule):
         return made
 
     def setup(self, stage: str) -> None:
+        """Raises `ExportError` where `start` is no export, or of another network."""
         for network in self._perceptual:
             network.to(training_device(self))
+        if stage == "fit" and self.start:
+            begun, _ = load_generator(Path(self.start))
+            mine, other = (dataclasses.asdict(config) for config in (self.network, begun.config))
+            if differ := [name for name in mine if mine[name] != other[name]]:
+                raise ExportError(
+                    f"{self.start}: model.network.{differ[0]} is {other[differ[0]]} there, here {mine[differ[0]]}; "
+                    "model.start needs an export of the same network"
+                )
+            for network in (self.generator, self.average):
+                network.load_state_dict(begun.state_dict())
 
     def configure_model(self) -> None:
         """The discriminator stays whole on each rank: R1 differentiates twice, which sharding does not support."""

@@ -193,6 +193,20 @@ def test_average_lags_behind_and_export_is_the_average(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in encoders.parameters())
 
 
+def test_fine_tuning_begins_with_an_export_of_the_same_network(tmp_path: Path) -> None:
+    run(tiny_trainer(), 2, tmp_path, every=2)
+    export(step_folder(tmp_path, 2), tmp_path / "export")
+    begun, _ = load_generator(tmp_path / "export")
+    module = tiny_trainer(start=str(tmp_path / "export"))
+    module.setup("fit")
+    for network in (module.generator, module.average):
+        for name, tensor in network.state_dict().items():
+            torch.testing.assert_close(tensor, begun.state_dict()[name], rtol=0, atol=0)
+    other = tiny_trainer(start=str(tmp_path / "export"), network=dataclasses.replace(TINY, expression_dim=24))
+    with pytest.raises(ExportError, match=r"export: model.network.expression_dim is \d+ there, here 24"):
+        other.setup("fit")
+
+
 def test_export_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         export(tmp_path / "last", tmp_path)
