@@ -19,6 +19,7 @@ OVERLAYS = {
     "motion_small_64.yaml": "quickstart.yaml",
     "controlled_long.yaml": "controlled_small.yaml",
     "controlled_full.yaml": "controlled_small.yaml",
+    "controlled_real.yaml": "controlled_small.yaml",
     "controlled_small_animator.yaml": "animator_quick.yaml",
     "controlled_full_animator.yaml": "animator_quick.yaml",
 }
