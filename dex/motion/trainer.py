@@ -144,8 +144,8 @@ class MotionTrainer(L.LightningModule):
                     f"{self.start}: model.network.{differ[0]} is {other[differ[0]]} there, here {mine[differ[0]]}; "
                     "model.start needs an export of the same network"
                 )
-            for network in (self.generator, self.average):
-                network.load_state_dict(begun.state_dict())
+            for generator in (self.generator, self.average):
+                generator.load_state_dict(begun.state_dict())
 
     def configure_model(self) -> None:
         """The discriminator stays whole on each rank: R1 differentiates twice, which sharding does not support."""
