@@ -217,12 +217,30 @@ class PassStream(IterableDataset):
     def _batch(self, units: list[Unit], tally: Tally) -> Batch:
         samples = []
         for unit in units:
-            rng = np.random.default_rng([self.schedule.seed, _PASS, *unit.group.encode()])
-            samples += _draw(unit, self.schedule, 1, rng, tally)
+            samples += _draw_pass(unit, self.schedule, tally)
             tally.check()
         if not samples:
             raise ShardError(f"no clip of a validation batch is of use{tally.last()}")
         return join(samples)
+
+
+def first_samples(schedule: Schedule, count: int) -> Iterator[Batch]:
+    """Batches of one: what `PassStream` makes of the split's first `count` units, on every rank, without a look at the
+    units behind them.
+
+    Raises `ShardError` where too many are damaged.
+    """
+    tally = Tally()
+    every = (unit for url in schedule.urls for unit in schedule.units(url, tally))
+    for unit in itertools.islice(every, count):
+        yield from (join([sample]) for sample in _draw_pass(unit, schedule, tally))
+        tally.check()
+
+
+def _draw_pass(unit: Unit, schedule: Schedule, tally: Tally) -> list[Batch]:
+    """The sample of a unit that a pass has, or none."""
+    rng = np.random.default_rng([schedule.seed, _PASS, *unit.group.encode()])
+    return _draw(unit, schedule, 1, rng, tally)
 
 
 # ---- shared by both --------------------------------------------------------------------------------------------------

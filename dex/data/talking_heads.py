@@ -20,7 +20,7 @@ from dex.data.latents import LatentCache
 from dex.data.position import Layout, advanced, completed_batches
 from dex.data.reading import find_shards, is_local
 from dex.data.shards import CropContract, ShardError, ShardIndex
-from dex.data.streaming import Loader, PassStream, Schedule, TrainStream
+from dex.data.streaming import Loader, PassStream, Schedule, TrainStream, first_samples
 
 
 @dataclass(frozen=True)
@@ -200,13 +200,10 @@ class TalkingHeads(L.LightningDataModule):
 
         N is 0 where no validation was asked for. Draws no random numbers but its own. Raises `ShardError`.
         """
-        made: list[Tensor] = [torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)]
+        made = [torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)]
         if self._val_urls:
-            with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed for its workers, even where it has none
-                batches = iter(Loader(PassStream(replace(self._val_schedule(), rank=0, world=1)), workers=0))
-                while sum(map(len, made)) < count and (batch := next(batches, None)) is not None:
-                    made.append(batch.driving[:, 0].contiguous())
-        return torch.cat(made)[:count]
+            made += [sample.driving[:, 0].contiguous() for sample in first_samples(self._val_schedule(), count)]
+        return torch.cat(made)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pictures become float on the device."""
