@@ -93,7 +93,7 @@ def result_of(
         found = measure(made[name], tuples, usable_cores())
         sums = squared_distances(found.readings, tuples).T.numpy()
         between = intervals_of(sums, own)
-        figures = with_leaks(found.figures, own) | (codes if not name else {})
+        figures = with_leaks(found.figures, own) | ({} if name else dict(codes))
         entries += [
             entry(key, name, value, len(tuples), between.get(key))
             for key, value in figures.items()
