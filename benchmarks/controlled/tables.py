@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from jaxtyping import Float
 
 from benchmarks.controlled.measuring import REFERENCES, SQUARES, metric_id
 from benchmarks.controlled.variants import VARIANTS
-from benchmarks.disentanglement import intervals_of
+from benchmarks.disentanglement import RESAMPLES, intervals_of
 from benchmarks.results import Result, ResultError
 from dex.data.synthetic.controls import NAMES
+from dex.metrics.statistics import bca
 from dex.reading.measure import influence_of, why_not, with_leaks
 from dex.reading.tuples import STRATA
 
@@ -26,6 +28,7 @@ def load(folder: Path, preset: str) -> list[Result]:
     return found
 
 
+BASE = "everything"  # what the others are compared with
 FRONT = ("I_pp", "I_ee", "I_pe", "I_ep", "S")
 BEHIND = ("probe_r2/pose_from_expression", "probe_r2/identity_from_expression", "background_drift", "residual")
 
@@ -43,6 +46,9 @@ def table(results: Sequence[Result]) -> str:
     for name in order:
         gains = [mean(by_name[name], metric_id(f"gain/{control}")) for control in NAMES]
         lines.append(line([name, *map(shown, gains)]))
+    if rest := [name for name in order if name != BASE and VARIANTS.get(name) and BASE in by_name]:
+        lines += ["", line(["the method less …, tuple by tuple", *FRONT]), line(["---"] * (1 + len(FRONT)))]
+        lines += [line([VARIANTS[name].words, *differences(by_name[BASE], by_name[name])]) for name in rest]
     return "\n".join([*lines, "", *notes(results)])
 
 
@@ -63,6 +69,26 @@ def pooled(results: Sequence[Result]) -> list[tuple[float | None, tuple[float, f
     sums = np.sum([squares(result) for result in results], axis=0)
     figures, between = with_leaks(influence_of(torch.from_numpy(sums.sum(axis=0))), own), intervals_of(sums, own)
     return [(figures.get(key), between.get(key)) for key in FRONT]
+
+
+def differences(results: Sequence[Result], others: Sequence[Result]) -> list[str]:
+    """`FRONT` of the one less that of the other, seeds pooled, with intervals over the tuples that both answered."""
+    own = results[0].content["estimator"][""]
+    both = np.concatenate([np.sum([squares(result) for result in side], axis=0) for side in (results, others)], axis=1)
+
+    def less(key: str, totals: Float[np.ndarray, "R 12"]) -> Float[np.ndarray, "R"]:
+        sides = ([with_leaks(influence_of(torch.from_numpy(part)), own) for part in np.split(one, 2)] for one in totals)
+        return np.array([mine.get(key, np.nan) - other.get(key, np.nan) for mine, other in sides])
+
+    cells = []
+    for key in FRONT:
+        (value,) = less(key, both.sum(axis=0, keepdims=True))
+        if np.isnan(value):
+            cells.append(shown(None))
+        else:
+            low, high = bca(both, partial(less, key), RESAMPLES)
+            cells.append(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]")
+    return cells
 
 
 def squares(result: Result) -> Float[np.ndarray, "N 6"]:

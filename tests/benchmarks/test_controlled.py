@@ -11,7 +11,7 @@ import yaml
 from benchmarks.controlled import __main__ as controlled
 from benchmarks.controlled.__main__ import RunError, main, make_all, questions_of
 from benchmarks.controlled.measuring import REFERENCES, SQUARES, entry, metric_id
-from benchmarks.controlled.tables import load, pooled, squares, table
+from benchmarks.controlled.tables import differences, load, pooled, squares, table
 from benchmarks.controlled.variants import PRESETS, VARIANTS, Preset
 from benchmarks.results import Result, ResultError
 from dex.fit import make_cli
@@ -113,6 +113,17 @@ def test_seeds_are_pooled_tuple_by_tuple(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(ResultError, match="was edited"):
         load(tmp_path, "small")
+
+
+def test_variants_are_compared_tuple_by_tuple(tmp_path: Path) -> None:
+    make_result(tmp_path, "everything", 0, 0.8)
+    make_result(tmp_path, "no-augmentation", 0, 0.6)
+    made = {result.method: [result] for result in load(tmp_path, "small")}
+    cells = differences(made["everything"], made["no-augmentation"])
+    assert cells[:3] == ["+0.20 [+0.20, +0.20]", "+0.20 [+0.20, +0.20]", "+0.00 [+0.00, +0.00]"]
+    said = table([made["everything"][0], made["no-augmentation"][0]])
+    assert "| without both | +0.20 [+0.20, +0.20] |" in said
+    assert "the method less" not in table(made["everything"])
 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
