@@ -18,7 +18,7 @@ from dex.batch import Batch
 from dex.data.synthetic.motion import FramingName
 from dex.data.talking_heads import TalkingHeads
 from dex.metrics.extractors.faces import MediaPipeReader
-from dex.reading.clips import LEAST_CLIPS, ClipReadings, clips_picture, measure_clips, rotated
+from dex.reading.clips import LEAST_CLIPS, ClipReadings, measure_clips, rotated
 from dex.reading.measure import MATRIX, Measured, encoded, measure, outputs, probes, with_leaks
 from dex.reading.own import own_figures
 from dex.reading.pictures import as_gif, film, influence_picture, swap_grid, tuples_picture
@@ -64,7 +64,7 @@ class Monitor(L.Callback):
         self.faces: Faces | None = None
         self.clip: Tensor | None = None
         self.own: dict[str, float] | None = None  # of the estimator, on these tuples
-        self.clips = RealClips(tuples) if clips else None
+        self.real_clips = RealClips(tuples) if clips else None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -84,8 +84,8 @@ class Monitor(L.Callback):
         if found is not None:
             self.own = self.own or own_figures(self.tuples, self.count, size, framing, self.seed)
             self.report(trainer, found, self.own, shown, begun)
-        if self.clips is not None:
-            self.clips.measure(trainer, pl_module)
+        if self.real_clips is not None:
+            self.real_clips.measure(trainer, pl_module)
 
     @torch.no_grad()
     def measured(self, module: Any, tuples: Tuples, faces: Faces) -> Measured | None:
@@ -164,7 +164,8 @@ class RealClips:
         for logger in trainer.loggers:
             logger.log_metrics({f"{CLIPS_TAG}/{name}": value for name, value in figures.items()}, step)
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"{CLIPS_TAG}/tuples", clips_picture(self.tuples, made), step)
+                picture = tuples_picture(self.tuples, Measured(figures, made))
+                logger.experiment.add_image(f"{CLIPS_TAG}/tuples", picture, step)
         if figures:
             words = ", ".join(f"{name} {figures[name]:.2f}" for name in (*MATRIX, "faces_found") if name in figures)
             print(f"monitor at step {step + 1}, {figures['tuples']:.0f} tuples of clips: {words}", flush=True)

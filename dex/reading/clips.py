@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from dex.metrics.extractors.faces import FaceReading, MediaPipeReader
 from dex.metrics.influence import Reading
@@ -25,20 +24,25 @@ LEAST_SIDE = 256  # the detector misses the faces of smaller pictures
 LEAST_CLIPS = 3  # a source and two drivers
 
 
+_TURNS = (-1, -2)  # from a clip to those that drive it, a and b
+
+
 def rotated(pictures: Shaped[Tensor, "N 3 H W"]) -> Asked:
     """N tuples of N clips: each clip's picture once as source, once as driver a, once as driver b."""
-    return Asked(pictures, torch.stack([pictures.roll(-1, 0), pictures.roll(-2, 0)]))
+    return Asked(pictures, torch.stack([pictures.roll(turn, 0) for turn in _TURNS]))
 
 
 class ClipReadings(NamedTuple):
-    """Of the drivers of N tuples, which stay the same for a whole training."""
+    """Of the drivers of N `rotated` tuples, which stay the same for a whole training."""
 
     a: FaceReading
     b: FaceReading
 
     @classmethod
     def of(cls, reader: MediaPipeReader, tuples: Asked) -> ClipReadings:
-        return cls(*(read_each(reader, pictures.float() / 255) for pictures in tuples.driver))
+        """Reads each clip once."""
+        clips = read_each(reader, tuples.source.float() / 255)
+        return cls(*(FaceReading(*(column.roll(turn, 0) for column in clips)) for turn in _TURNS))
 
 
 def read_each(reader: MediaPipeReader, pictures: Float[Tensor, "N 3 H W"]) -> FaceReading:
@@ -67,10 +71,3 @@ def measure_clips(
 
 def _kept(reading: FaceReading, which: Bool[Tensor, "N"]) -> Reading:
     return Reading(reading.pose[which], reading.expression[which])
-
-
-def clips_picture(tuples: Asked, made: Mapping[str, Tensor], count: int = 6) -> Float[Tensor, "3 H W"]:
-    """Rows of source | a | b | a's pose and expression | b's pose | b's expression."""
-    columns = [pictures[:count].float() / 255 for pictures in (tuples.source, *tuples.driver)]
-    columns += [made[edit][:count].nan_to_num() for edit in EDITS]
-    return make_grid(torch.stack(columns, dim=1).flatten(0, 1), nrow=len(columns))

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 from dex.metrics.influence import FACTORS
 from dex.motion.pictures import crossed
 from dex.reading.measure import Animate, Measured, animated
-from dex.reading.tuples import EDITS, Tuples
+from dex.reading.tuples import EDITS, Asked, Tuples
 
 CELL = 96  # pixels of the heat-map
 
@@ -42,12 +42,15 @@ def influence_picture(figures: Mapping[str, float]) -> Float[Tensor, "3 H W"]:
     return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255
 
 
-def tuples_picture(tuples: Tuples, found: Measured, count: int = 6) -> Float[Tensor, "3 H W"]:
-    """Rows of source | a | b, and for each edit output | truth: a's pose and expression, b's pose, b's expression."""
-    count = min(count, len(tuples))
-    columns = [tuples.source[:count].float() / 255, *(pictures[:count].float() / 255 for pictures in tuples.driver)]
-    for edit, truth in zip(EDITS, tuples.truth, strict=True):
-        columns += [found.outputs[edit][:count].nan_to_num(), truth[:count].float() / 255]
+def tuples_picture(tuples: Asked, found: Measured, count: int = 6) -> Float[Tensor, "3 H W"]:
+    """Rows of source | a | b, and for each edit output | truth where it is known: a's pose and expression, b's pose,
+    b's expression."""
+    columns = [pictures.float() / 255 for pictures in (tuples.source, *tuples.driver)]
+    for number, edit in enumerate(EDITS):
+        columns.append(found.outputs[edit].nan_to_num())
+        if isinstance(tuples, Tuples):
+            columns.append(tuples.truth[number].float() / 255)
+    columns = [pictures[:count] for pictures in columns]
     return make_grid(torch.stack(columns, dim=1).flatten(0, 1), nrow=len(columns))
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dex.metrics.extractors.faces import FaceReading, MediaPipeReader
 from dex.pose import matrix_from_euler
-from dex.reading.clips import ClipReadings, clips_picture, measure_clips, rotated
-from dex.reading.measure import outputs
+from dex.reading.clips import ClipReadings, measure_clips, rotated
+from dex.reading.measure import Measured, outputs
+from dex.reading.pictures import tuples_picture
 from dex.reading.tuples import EDITS
 
 PORTRAITS = ("sadtalker_happy.png", "liveportrait_s9.jpg", "liveportrait_d12_img.jpg", "megactor_src2.png")
@@ -91,4 +92,4 @@ def test_portraits_are_read_at_64_pixels(weights_env: Path, talking_heads: Path)
     assert both["faces_found"] == still["faces_found"] == 1
     assert [both[f"I_{pair}"] for pair in ("pp", "ee", "pe", "ep")] == pytest.approx([1, 1, 1, 1], abs=1e-3)
     assert [still[f"I_{pair}"] for pair in ("pp", "ee", "pe", "ep")] == [0, 0, 0, 0]
-    assert clips_picture(tuples, made, count=2).shape == (3, 2 * 66 + 2, 6 * 66 + 2)
+    assert tuples_picture(tuples, Measured(both, made), 2).shape == (3, 2 * 66 + 2, 6 * 66 + 2)
