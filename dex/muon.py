@@ -19,15 +19,16 @@ _QUINTIC, _STEPS = (3.4445, -4.7750, 2.0315), 5
 _NARROWEST = 8  # below, as for pictures' three channels, there is little to orthogonalise
 
 
-def orthogonalised(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """UVᵀ of the singular value decomposition USVᵀ, roughly, by Newton-Schulz iteration."""
+def orthogonalised(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
+    """UVᵀ of each one's singular value decomposition USVᵀ, roughly, by Newton-Schulz iteration."""
     a, b, c = _QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix) / (matrix.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(_STEPS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
-    return x.T if tall else x
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Adam):
@@ -58,19 +59,30 @@ class Muon(torch.optim.Adam):
         with torch.enable_grad():
             loss = None if closure is None else closure()
         matrices = self.param_groups[0]
+        alike: dict[tuple[int, int], list[nn.Parameter]] = {}
         for parameter in matrices["params"]:
             if parameter.grad is not None:
-                self._turn(parameter, matrices["lr"])
-                parameter.grad = None  # Adam leaves alone what has none
+                rows = len(parameter)
+                alike.setdefault((rows, parameter.numel() // rows), []).append(parameter)
+        for same in alike.values():
+            self._turn(same, matrices["lr"])
         super().step()
         return loss
 
-    def _turn(self, parameter: nn.Parameter, rate: float) -> None:
+    def _turn(self, parameters: list[nn.Parameter], rate: float) -> None:
+        """Those of one shape at once: most are so small that the calls cost more than the sums."""
+        ahead = torch.stack([self._ahead(parameter).flatten(1) for parameter in parameters])
+        rows, columns = ahead.shape[1:]
+        step = rate * max(1.0, rows / columns) ** 0.5
+        for parameter, direction in zip(parameters, orthogonalised(ahead), strict=True):
+            parameter.sub_(direction.view_as(parameter), alpha=step)
+            parameter.grad = None  # Adam leaves alone what has none
+
+    def _ahead(self, parameter: nn.Parameter) -> Tensor:
+        """The gradient with Nesterov's momentum."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(parameter.grad, 1 - _MOMENTUM)
-        ahead = parameter.grad.lerp(momentum, _MOMENTUM).flatten(1)  # Nesterov's
-        rows, columns = ahead.shape
-        parameter.sub_(orthogonalised(ahead).view_as(parameter), alpha=rate * max(1.0, rows / columns) ** 0.5)
+        return parameter.grad.lerp(momentum, _MOMENTUM)

@@ -99,12 +99,14 @@ class StyleConv(nn.Module):
             x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2, padding=1)
         else:
             x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
+        gain = math.sqrt(2) if self.activate else 1.0  # of the activation, which may as well come before it
+        bias = gain * self.bias[:, None, None].to(x.dtype)
         if self.demodulate:
             # An output pixel of the transposed convolution sees a quarter of the kernel's taps.
             squared_weight = self.weight.square().sum(dim=(2, 3)) / max(1.0, self.scale) ** 2
             squared_norm = modulation.float().square() @ squared_weight.T
-            x = x * torch.rsqrt(squared_norm + 1e-8)[:, :, None, None].to(x.dtype)
-        x = x + self.bias[:, None, None].to(x.dtype)
-        if self.activate:
-            x = F.leaky_relu(x, 0.2) * math.sqrt(2)
-        return x
+            scale = gain * torch.rsqrt(squared_norm + 1e-8)[:, :, None, None]
+            x = torch.addcmul(bias, x, scale.to(x.dtype))
+        else:
+            x = gain * x + bias
+        return F.leaky_relu(x, 0.2) if self.activate else x

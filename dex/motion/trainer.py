@@ -62,6 +62,9 @@ class Optimisation:
     # Order of learning (ours), for short runs: pose, then generator, then expression
     anchors_first: int = 0  # steps in which the anchors alone are trained, without the generator
     teacher_poses: int = 0  # steps after them over which warps go over from the labels' poses to the encoder's
+    # After the anchors both encoders learn in every so many-th step only, what draws in each: they are far ahead of it,
+    # and a quarter of a step's work.
+    encoders_every: int = 1
     # Speed and memory, not results (see `dex.speed`)
     fused: bool = False  # Adam in one kernel
     compile: bool = False  # torch.compile of the generator's repeated blocks, each by itself
@@ -159,10 +162,13 @@ class MotionTrainer(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         random = step_random(self, self.seed)
-        source_pose, driving_pose, view_pose = self.encode_poses(batch, random)
-        expression = self.encode_expression(batch, random)
-        anchors = self.anchor_losses(batch, source_pose, driving_pose, view_pose, expression)
-        if self.global_step < self.optimisation.anchors_first:
+        drawn = self.global_step - self.optimisation.anchors_first  # steps of the generator before this one
+        taught = drawn < 0 or (drawn + 1) % self.optimisation.encoders_every == 0
+        with torch.set_grad_enabled(taught):
+            source_pose, driving_pose, view_pose = self.encode_poses(batch, random, anchored=taught)
+            expression = self.encode_expression(batch, random)
+        anchors = self.anchor_losses(batch, source_pose, driving_pose, view_pose, expression) if taught else {}
+        if drawn < 0:
             self.generator_update(batch, anchors)
         else:
             self.train_on(batch, self.generate(batch, source_pose, driving_pose, expression, random), anchors, random)
@@ -178,15 +184,16 @@ class MotionTrainer(L.LightningModule):
         self.generator_update(batch, terms)
 
     def encode_poses(
-        self, batch: Batch, random: torch.Generator
+        self, batch: Batch, random: torch.Generator, anchored: bool = True
     ) -> tuple[Float[Tensor, "B 3 4"], Float[Tensor, "B K 3 4"], Float[Tensor, "B K 3 4"]]:
         """P_s, P_d and the pose in the expression view, read from behind the expression augmentation.
 
         Where another camera made that view, its pose is one more that the anchor can teach; it has no region labels.
+        Not `anchored`, or of the same camera, it is P_d.
         """
         frames = [batch.source, batch.driving.flatten(0, 1)]
         regions = [batch.source_region, batch.driving_region.flatten(0, 1)]
-        crossed = self.loss.pose > 0 and not torch.equal(batch.view_pose, batch.driving_pose)
+        crossed = anchored and self.loss.pose > 0 and not torch.equal(batch.view_pose, batch.driving_pose)
         if crossed:
             frames.append(batch.expression_view.flatten(0, 1))
             regions.append(torch.zeros_like(regions[1]))
