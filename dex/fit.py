@@ -31,7 +31,7 @@ from dex.callbacks.monitor import Monitor
 from dex.callbacks.preview import Preview
 from dex.callbacks.throughput import Throughput
 from dex.data.shards import write_atomic
-from dex.motion.encoders import ExportError
+from dex.saved import ExportError, flatten
 from dex.sharding import leave_group
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -105,13 +105,6 @@ def check_same_settings(cli: FitCLI, newest: Path) -> None:
             f"{cli.folder} holds a run with other settings ({'; '.join(changed[:5])}). Name a new folder with --run, "
             "repeat the settings of its config.yaml, or continue all the same with --force-resume."
         )
-
-
-def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots."""
-    if not isinstance(content, dict):
-        return {prefix: content}
-    return {k: v for key, value in content.items() for k, v in flatten(value, f"{prefix}.{key}".strip(".")).items()}
 
 
 def fit(cli: FitCLI) -> None:

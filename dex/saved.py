@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,3 +77,22 @@ def load_exactly(module: torch.nn.Module, state: dict[str, Tensor], folder: Path
             f"of another shape {differ}. Export the run again."
         )
     module.load_state_dict(state)
+
+
+def check_same_network(folder: Path, here: Any, there: Any, leave_out: Collection[str] = ()) -> None:
+    """Raises `ExportError` with the first setting in which a training's network and that of the export it is to start
+    from differ, both dataclasses; those of `leave_out` may."""
+    mine, theirs = (flatten(dataclasses.asdict(config)) for config in (here, there))
+    for name in sorted({*mine, *theirs} - {*leave_out}):
+        if mine.get(name) != theirs.get(name):
+            raise ExportError(
+                f"{folder}: model.network.{name} is {theirs.get(name)} there, here {mine.get(name)}; "
+                "model.start needs an export of the same network"
+            )
+
+
+def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots."""
+    if not isinstance(content, dict):
+        return {prefix: content}
+    return {k: v for key, value in content.items() for k, v in flatten(value, f"{prefix}.{key}".strip(".")).items()}

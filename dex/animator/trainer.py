@@ -31,7 +31,7 @@ from dex.animator.unet import AnimatorUNet, stages
 from dex.batch import Batch
 from dex.data.shards import file_sha256
 from dex.motion.encoders import ENCODERS_FILE, Encoders, load_encoders
-from dex.saved import ExportError, load_exactly
+from dex.saved import ExportError, check_same_network
 from dex.sharding import fewest, shard
 from dex.speed import compile_blocks, to_channels_last
 from dex.training import (
@@ -169,8 +169,10 @@ class Animator(L.LightningModule):
             elif not self.start:
                 self.network.open_additions()
             else:
-                begun, _ = load_animator(Path(str(self.start)))
-                load_exactly(self.network, begun.float().state_dict(), Path(str(self.start)))
+                folder = Path(str(self.start))
+                begun, _ = load_animator(folder)
+                check_same_network(folder, self.network.config, begun.config, ("unet.sample_size",))
+                self.network.load_state_dict(begun.float().state_dict())
             self.average.load_state_dict(self.network.denoiser.state_dict())
 
     def configure_model(self) -> None:

@@ -22,12 +22,13 @@ from dex.motion import losses, pictures
 from dex.motion.config import MotionConfig
 from dex.motion.decoder import StyleStage
 from dex.motion.discriminator import Discriminator
-from dex.motion.encoders import ExportError, load_generator
+from dex.motion.encoders import load_generator
 from dex.motion.evaluation import MotionEvaluation, report
 from dex.motion.generator import Generated, MotionGenerator, expression_input
 from dex.motion.layers import ResBlock2d, ResBlock3d
 from dex.motion.losses import LossWeights, Perceptual, PerceptualLoss
 from dex.muon import Muon
+from dex.saved import check_same_network
 from dex.sharding import average_gradients, on_any_rank, shard, sharded
 from dex.speed import checkpoint_blocks, compile_blocks, to_channels_last
 from dex.training import (
@@ -70,6 +71,10 @@ class Optimisation:
     compile: bool = False  # torch.compile of the generator's repeated blocks, each by itself
     channels_last: bool = True  # convolutions' weights
     gradient_checkpointing: bool = False  # of the generator's blocks: a third more computation, fewer activations
+
+    def __post_init__(self) -> None:
+        if self.encoders_every < 1:
+            raise ValueError(f"optimisation.encoders_every is {self.encoders_every}, need at least 1: every step")
 
     def factor(self, step: int) -> float:
         """Of the learning rate at a step."""
@@ -141,12 +146,10 @@ class MotionTrainer(L.LightningModule):
             network.to(training_device(self))
         if stage == "fit" and self.start:
             begun, _ = load_generator(Path(self.start))
-            mine, other = (dataclasses.asdict(config) for config in (self.network, begun.config))
-            if differ := [name for name in mine if mine[name] != other[name]]:
-                raise ExportError(
-                    f"{self.start}: model.network.{differ[0]} is {other[differ[0]]} there, here {mine[differ[0]]}; "
-                    "model.start needs an export of the same network"
-                )
+            # A discriminator is in no export.
+            check_same_network(
+                Path(self.start), self.network, begun.config, ("discriminator_width", "discriminator_cap")
+            )
             for generator in (self.generator, self.average):
                 generator.load_state_dict(begun.state_dict())
 

@@ -263,6 +263,11 @@ def test_export_draws_what_the_trainer_draws_and_starts_the_video_phase(
     trainer(tmp_path / "video", max_steps=1).fit(video, heads())
     spatial = {name: tensor for name, tensor in video.network.state_dict().items() if ".temporal." not in name}
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in spatial.items())
+    more = TINY_PIXELS.frames + 1
+    other = dataclasses.replace(TINY_PIXELS, frames=more)
+    video = animator(tmp_path / "export" / "encoders", start=str(tmp_path / "export"), network=other)
+    with pytest.raises(ExportError, match=rf"network.frames is {more - 1} there, here {more}; model.start needs"):
+        video.setup("fit")
 
 
 def test_export_refuses_other_encoders(tmp_path: Path) -> None:

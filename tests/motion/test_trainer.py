@@ -197,7 +197,8 @@ def test_fine_tuning_begins_with_an_export_of_the_same_network(tmp_path: Path) -
     run(tiny_trainer(), 2, tmp_path, every=2)
     export(step_folder(tmp_path, 2), tmp_path / "export")
     begun, _ = load_generator(tmp_path / "export")
-    module = tiny_trainer(start=str(tmp_path / "export"))
+    wider = dataclasses.replace(TINY, discriminator_width=16)  # of which nothing is in an export
+    module = tiny_trainer(start=str(tmp_path / "export"), network=wider)
     module.setup("fit")
     for network in (module.generator, module.average):
         for name, tensor in network.state_dict().items():
@@ -248,6 +249,28 @@ def test_muon_turns_all_matrices_but_the_pose_encoders(tmp_path: Path) -> None:
     assert {id(p) for p in generator.pose_encoder.parameters()} <= others
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == pytest.approx([0.02 / 3, 2e-3 / 3])  # the first of three steps of warm-up
+
+
+@pytest.mark.parametrize("optimisation", [Optimisation(encoders_every=2), Optimisation(encoders_every=2, muon=0.02)])
+def test_encoders_learn_in_every_other_step_and_the_decoder_in_each(optimisation: Optimisation, tmp_path: Path) -> None:
+    def moved(steps: int) -> dict[str, bool]:
+        L.seed_everything(0, verbose=False)
+        module = tiny_trainer(optimisation=optimisation)
+        before = {name: copy.deepcopy(network.state_dict()) for name, network in module.generator.named_children()}
+        run(module, steps, tmp_path / str(steps))
+        return {
+            name: any(not torch.equal(weight, before[name][key]) for key, weight in network.state_dict().items())
+            for name, network in module.generator.named_children()
+        }
+
+    encoders = {"pose_encoder", "expression_encoder"}
+    assert {name for name, changed in moved(1).items() if not changed} == encoders
+    assert all(moved(2).values())
+
+
+def test_encoders_must_learn_at_some_time() -> None:
+    with pytest.raises(ValueError, match="encoders_every is 0, need at least 1"):
+        Optimisation(encoders_every=0)
 
 
 def test_muon_is_refused_where_weights_are_sharded() -> None:
