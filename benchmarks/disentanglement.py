@@ -37,7 +37,7 @@ from dex.reading.measure import (
     why_not,
     with_leaks,
 )
-from dex.reading.pictures import tuples_picture
+from dex.reading.pictures import swap_grid, tuples_picture
 from dex.reading.tuples import STRATA, make_faces, make_tuples
 from dex.speed import usable_cores
 
@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("--delay", type=int, help="S of the diffusion sampler's guidance")
     parser.add_argument("--blend", type=int, help="of the diffusion sampler's guidance")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--picture", type=Path, help="write outputs beside their truth there, as PNG")
+    parser.add_argument("--picture", type=Path, help="write outputs beside their truth there, as PNG or JPEG")
+    parser.add_argument("--swap-grid", type=Path, help="write one head in five poses × five expressions there")
     asked = parser.parse_args()
     try:
         report(asked)
@@ -79,8 +80,9 @@ def report(asked: argparse.Namespace) -> None:
     between = intervals_of(squared_distances(found.readings, tuples).T.numpy(), own)
     print(table(figures, between, own))
     if asked.picture:
-        asked.picture.parent.mkdir(parents=True, exist_ok=True)
-        save_image(tuples_picture(tuples, found, 8), asked.picture)
+        save_picture(tuples_picture(tuples, found, 8), asked.picture)
+    if asked.swap_grid:
+        save_picture(swap_grid(animate_by(backend), tuples, cpu, 5), asked.swap_grid)
     if asked.json:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
         content = {
@@ -93,6 +95,11 @@ def report(asked: argparse.Namespace) -> None:
             **git_state(),
         }
         write_atomic(asked.json, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def save_picture(picture: Float[Tensor, "3 H W"], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(picture, path)
 
 
 def animate_by(backend: Backend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.disentanglement import intervals_of, table
 from dex.motion.encoders import save_generator
@@ -62,13 +63,15 @@ def test_a_checkpoint_is_measured_and_the_same_twice(tmp_path: Path) -> None:
     save_generator(tmp_path / "export", TINY, MotionGenerator(TINY).state_dict(), {"run": "tiny"})
     written = []
     for name in ("one", "two"):
-        done = run(
-            tmp_path, "--tuples", 2, "--json", tmp_path / name / "f.json", "--picture", tmp_path / name / "p.png"
-        )
+        into = tmp_path / name
+        pictures = ("--picture", into / "p.png", "--swap-grid", into / "grid.jpg")
+        done = run(tmp_path, "--tuples", 2, "--json", into / "f.json", *pictures)
         assert done.returncode == 0, done.stderr
         assert "| I_pp |" in done.stdout
-        written.append(json.loads((tmp_path / name / "f.json").read_text()))
-        assert (tmp_path / name / "p.png").stat().st_size > 1000
+        written.append(json.loads((into / "f.json").read_text()))
+        assert (into / "p.png").stat().st_size > 1000
+        with Image.open(into / "grid.jpg") as grid:
+            assert grid.size == (104, 104)  # a head, two drivers of each kind, and frames of two pixels
     assert written[0]["figures"] == written[1]["figures"]
     assert all(math.isfinite(value) for value in written[0]["figures"].values())
     assert written[0]["model"]["run"] == "tiny"
