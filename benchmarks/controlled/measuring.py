@@ -22,7 +22,6 @@ from dex.data.synthetic.controls import NAMES, to_blendshapes
 from dex.data.synthetic.head import GENERATOR
 from dex.data.synthetic.motion import FramingName
 from dex.data.synthetic.render import render
-from dex.reading.fit import ESTIMATOR
 from dex.reading.measure import (
     MATRIX,
     cross_talk,
@@ -59,7 +58,7 @@ class Questions:
         sets = {name: make_tuples(count, size, 0, "test", name or None, framing) for name in ("", *STRATA)}
         faces = make_faces(preset.identities, 8, size, 0, "test", framing)
         described = {"generator": GENERATOR, "size": size, "framing": framing, "tuples": count, "split": "test"}
-        described |= {"estimator": ESTIMATOR, "identities": preset.identities, "strata": list(STRATA)}
+        described |= {"identities": preset.identities, "strata": list(STRATA)}
         known = json.loads(record.read_text()) if record.is_file() else {}
         if known.get("questions") != described:
             known = {
@@ -125,25 +124,25 @@ def result_of(
 
 # Figures of `dex.reading` by the names of metrics; what is better only where more or less alone is a merit.
 KEYS: dict[str, tuple[str, str]] = {
-    "I_pp": (f"influence_pp.{ESTIMATOR}", "none"),
-    "I_pe": (f"influence_pe.{ESTIMATOR}", "none"),
-    "I_ep": (f"influence_ep.{ESTIMATOR}", "none"),
-    "I_ee": (f"influence_ee.{ESTIMATOR}", "none"),
-    "L_pe": (f"leak_pe.{ESTIMATOR}", "none"),
-    "L_ep": (f"leak_ep.{ESTIMATOR}", "none"),
-    "S": (f"selectivity.{ESTIMATOR}", "higher"),
+    "I_pp": ("influence_pp.fit.v1", "none"),
+    "I_pe": ("influence_pe.fit.v1", "none"),
+    "I_ep": ("influence_ep.fit.v1", "none"),
+    "I_ee": ("influence_ee.fit.v1", "none"),
+    "L_pe": ("leak_pe.fit.v1", "none"),
+    "L_ep": ("leak_ep.fit.v1", "none"),
+    "S": ("selectivity.fit.v1", "higher"),
     "probe_r2/pose_from_expression": ("probe_pose.ridge_r2.v1", "none"),
     "probe_r2/identity_from_expression": ("probe_identity.ridge.v1", "none"),
     "background_drift": ("background_drift.v1", "lower"),
-    "residual": (f"residual.{ESTIMATOR}", "lower"),
-    **{f"gain/{name}": (f"gain_{name}.{ESTIMATOR}", "none") for name in NAMES},
+    "residual": ("residual.fit.v1", "lower"),
+    **{f"gain/{name}": (f"gain_{name}.fit.v1", "none") for name in NAMES},
 }
 
 
 def metric_id(key: str, stratum: str = "") -> str:
-    """`influence_pp.fit.v2`; of a stratum of yaw `influence_pp.fit_yaw_0-15.v2`."""
-    whole, _, version = KEYS[key][0].rpartition(".")
-    return f"{whole}_yaw_{stratum}.{version}" if stratum else f"{whole}.{version}"
+    """`influence_pp.fit.v1`; of a stratum of yaw `influence_pp.fit_yaw_0-15.v1`."""
+    whole = KEYS[key][0]
+    return whole.replace(".v1", f"_yaw_{stratum}.v1") if stratum else whole
 
 
 def entry(

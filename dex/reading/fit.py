@@ -18,10 +18,10 @@ from itertools import repeat
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from dex.batch import EYES, FACE
+from dex.batch import EYES
 from dex.data.synthetic.controls import BLINK, GAZE, LOWEST, NAMES, sample_controls, to_blendshapes
 from dex.data.synthetic.head import Head
 from dex.data.synthetic.motion import pose_matrix
@@ -29,8 +29,6 @@ from dex.data.synthetic.render import render
 from dex.data.synthetic.surface import Array
 from dex.pose import euler_from_matrix, split_pose
 
-# Figures of two versions do not compare. The first weighed hair and outline like the face.
-ESTIMATOR = "fit.v2"
 SIZE = 64  # pictures are read at this size
 POSE = 6  # yaw, pitch, roll in radians, t_x, t_y, log s
 PARAMETERS = POSE + len(NAMES)
@@ -39,7 +37,7 @@ _HIGH = np.concatenate([(1.2, 1.2, 1.2, 0.6, 0.6, 0.4), np.ones(len(NAMES))])
 # Of the finite differences: far more than an 8-bit picture's rounding, less than a feature's width
 _STEP = np.concatenate([np.full(3, 0.05), np.full(3, 0.03), np.full(len(NAMES), 0.2)])
 _ROUNDING = 0.008  # deviation of what a drawn picture and its target differ by where nothing is wrong
-_FEATURES = 4.0  # weight of eyes, brows and mouth over the rest of the face
+_FEATURES = 4.0  # weight of eyes, brows and mouth over the rest of the head
 _CONVERGED = 0.003  # a level ends when a step lowers its objective by less than this share
 _SOFTNESS = (0.0, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)  # how blurred a model's picture may be, pixels
 # One error of a model covers many pixels, which therefore do not speak for themselves.
@@ -55,22 +53,17 @@ class _Level:
     linearisations: int  # at most; each draws as many pictures as there are parameters
     steps: int  # with the slopes of one, at most
     pose_only: bool = False
-    others: float = 1.0  # weight of what is not the face over the face
     nearness: float = 1.0  # of the neighbours whose differences are the slopes
     leaps: int = 0  # at most, before the first steps
     softest: float = math.inf  # skipped where the picture was found more blurred than this: it says no more there
 
 
-# Where the head is, hair and outline say best. Of the expression they say nothing, and models draw them worst: with
-# their full weight a perfect face in wrong hair reads as another expression.
-_OTHERS = 0.15
-
 _LEVELS = (
     _Level(4.0, 1, 1, pose_only=True),
     _Level(2.5, 2, 2, pose_only=True),
     _Level(1.5, 1, 2),
-    _Level(0.7, 4, 3, others=_OTHERS, leaps=4),
-    _Level(0.5, 6, 3, others=_OTHERS, nearness=0.5, leaps=4, softest=1.0),
+    _Level(0.7, 4, 3, leaps=4),
+    _Level(0.5, 6, 3, nearness=0.5, leaps=4, softest=1.0),
 )
 
 
@@ -147,20 +140,15 @@ def prior() -> tuple[Array, Array]:
     return drawn.mean(0), drawn.std(0)
 
 
-def draw(
-    head: Head, settings: Array, size: int = SIZE, others: float = 1.0
-) -> tuple[Float[Tensor, "N 3 S S"], Float[Tensor, "S S"]]:
-    """The head at settings (N, P), in [0, 1], drawn at size² pixels and made small as pictures are; and the weights of
-    what any of them covers: 0 beside it, `others` for hair, ears and neck, 1 for the face, more for eyes and mouth."""
+def draw(head: Head, settings: Array, size: int = SIZE) -> tuple[Float[Tensor, "N 3 S S"], Float[Tensor, "S S"]]:
+    """The head at settings (N, P), in [0, 1], drawn at size² pixels and made small as pictures are; and what any of
+    them covers: 0, 1, more for eyes and mouth."""
     drawn = render(head, to_blendshapes(settings[:, POSE:]), poses(settings), size)
     label = F.adaptive_max_pool2d(torch.from_numpy(drawn.mask).amax(0)[None].float(), SIZE)
-
-    def near(covered: Bool[Tensor, "1 S S"], reach: int) -> Float[Tensor, "1 S S"]:
-        return F.max_pool2d(covered.float(), 2 * reach + 1, 1, reach)
-
     # An edge is half of a feature, and a misplaced head is seen beside itself.
-    weight = others * near(label > 0, 2) + (1 - others) * near(label >= FACE, 1)
-    weight = weight + (_FEATURES - 1) * near(label >= EYES, 1)
+    weight = F.max_pool2d((label > 0).float(), 5, 1, 2) + (_FEATURES - 1) * F.max_pool2d(
+        (label >= EYES).float(), 3, 1, 1
+    )
     return small(torch.from_numpy(drawn.image).movedim(-1, 1).float() / 255), weight[0]
 
 
@@ -209,7 +197,7 @@ class _Problem:
         moves_out = (setting[:count] + step > _HIGH[:count]) | (setting[:count] + step < _LOW[:count])
         step = np.where(moves_out, -step, step)
         moved[np.arange(1, count + 1), np.arange(count)] += step
-        drawn, weight = draw(self.head, moved, self.size, level.others)
+        drawn, weight = draw(self.head, moved, self.size)
         errors = []
         for softness in _SOFTNESS:
             self.softness = softness

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dex.data.synthetic.head import GENERATOR
 from dex.data.synthetic.motion import FramingName
-from dex.reading.fit import ESTIMATOR
 from dex.reading.measure import cross_talk
 from dex.reading.tuples import Tuples
 from dex.speed import usable_cores
@@ -26,8 +25,8 @@ USUAL: tuple[tuple[int, int, FramingName], ...] = (
 
 
 def key(count: int, size: int, framing: FramingName, seed: int) -> str:
-    """Of a set of tuples; another generation of heads has other pictures, another estimator other errors."""
-    return f"{GENERATOR}, {ESTIMATOR}: {count} tuples, {size} px, seed {seed}, {framing}"
+    """Of a set of tuples; another generation of heads has other pictures."""
+    return f"{GENERATOR}: {count} tuples, {size} px, seed {seed}, {framing}"
 
 
 def own_figures(tuples: Tuples, count: int, size: int, framing: FramingName, seed: int) -> dict[str, float]:

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dex.batch import BLENDSHAPES as COLUMNS
-from dex.batch import FACE
 from dex.data.synthetic.blendshapes import BLENDSHAPES, INDEX
 from dex.data.synthetic.controls import (
     BLINK,
@@ -82,20 +80,6 @@ def test_blur_hides_expression_and_invents_none(asked: tuple[list[Head], np.ndar
         sizes.append(float(found.controls.std(dim=0).square().sum()))
     assert sizes[1] < 0.5 * sizes[0]  # what cannot be seen is the mean
     assert sizes[0] < 1.2 * float(controls.std(axis=0) @ controls.std(axis=0))
-
-
-def test_a_face_is_read_in_hair_that_is_wrong() -> None:
-    """As models draw it: the face, which they learn first, in a soft outline."""
-    rng = np.random.default_rng(12)
-    heads = [make_head(identity_seed("test", i)) for i in range(COUNT)]
-    pose, controls = sample_pose(rng, COUNT, "close"), sample_controls(rng, COUNT)
-    drawn = [render(head, to_blendshapes(controls[i : i + 1]), pose[i : i + 1], 64) for i, head in enumerate(heads)]
-    sharp = torch.from_numpy(np.concatenate([one.image for one in drawn])).movedim(-1, 1).float() / 255
-    face = torch.from_numpy(np.concatenate([one.mask for one in drawn]) >= FACE)[:, None].float()
-    near = blur(F.max_pool2d(face, 5, 1, 2).expand_as(sharp), 1.5)
-    found = read_from_nearby(heads, pose, sharp * near + blur(sharp, 4.0) * (1 - near))
-    error = ((found.controls.numpy() - controls) ** 2).sum() / ((controls - controls.mean(0)) ** 2).sum()
-    assert error < 0.04
 
 
 def test_the_nearest_start_begins(asked: tuple[list[Head], np.ndarray, np.ndarray, Tensor]) -> None:
