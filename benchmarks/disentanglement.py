@@ -72,8 +72,8 @@ def report(asked: argparse.Namespace) -> None:
     backend = load_backend(asked.run, None, None, asked.seed, asked.steps, asked.guidance, asked.delay, asked.blend)
     tuples = make_tuples(asked.tuples, backend.size, asked.seed, "test", asked.stratum, asked.framing)
     own = cross_talk(tuples, usable_cores())
-    cpu = torch.device("cpu")
-    found = measure(outputs(animate_by(backend), tuples, cpu, backend.joint_code), tuples, usable_cores())
+    cpu, animate = torch.device("cpu"), animate_by(backend)
+    found = measure(outputs(animate, tuples, cpu, backend.joint_code), tuples, usable_cores())
     faces = make_faces(64, 8, backend.size, split="test", framing=asked.framing)
     codes = probes(encoded(lambda pictures: backend.read_motion(pictures)[1], faces, cpu), faces)
     figures = with_leaks(found.figures, own) | codes
@@ -82,7 +82,7 @@ def report(asked: argparse.Namespace) -> None:
     if asked.picture:
         save_picture(tuples_picture(tuples, found, 8), asked.picture)
     if asked.swap_grid:
-        save_picture(swap_grid(animate_by(backend), tuples, cpu, 5), asked.swap_grid)
+        save_picture(swap_grid(animate, tuples, cpu, 5), asked.swap_grid)
     if asked.json:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
         content = {

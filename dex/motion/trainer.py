@@ -63,8 +63,7 @@ class Optimisation:
     # Order of learning (ours), for short runs: pose, then generator, then expression
     anchors_first: int = 0  # steps in which the anchors alone are trained, without the generator
     teacher_poses: int = 0  # steps after them over which warps go over from the labels' poses to the encoder's
-    # After the anchors both encoders learn in every so many-th step only, what draws in each: they are far ahead of it,
-    # and a quarter of a step's work.
+    # After the anchors both encoders learn in every so many-th step only, what draws in each: they are far ahead of it.
     encoders_every: int = 1
     # Speed and memory, not results (see `dex.speed`)
     fused: bool = False  # Adam in one kernel
@@ -163,9 +162,14 @@ class MotionTrainer(L.LightningModule):
         networks = [*self.generator.children(), *self.average.children()]
         shard(self, networks if self.read_out is None else [*networks, self.read_out])
 
+    @property
+    def drawn_steps(self) -> int:
+        """Steps of the generator before this one; below 0 while the anchors alone are trained."""
+        return self.global_step - self.optimisation.anchors_first
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         random = step_random(self, self.seed)
-        drawn = self.global_step - self.optimisation.anchors_first  # steps of the generator before this one
+        drawn = self.drawn_steps
         taught = drawn < 0 or (drawn + 1) % self.optimisation.encoders_every == 0
         with torch.set_grad_enabled(taught):
             source_pose, driving_pose, view_pose = self.encode_poses(batch, random, anchored=taught)
@@ -242,7 +246,7 @@ class MotionTrainer(L.LightningModule):
         pose encoder listen to a generator that knows nothing yet: until then only the labels train it.
         """
         steps = self.optimisation.teacher_poses
-        done = self.global_step - self.optimisation.anchors_first
+        done = self.drawn_steps
         if done >= steps:
             return source_pose, driving_pose
         source_pose, driving_pose = source_pose.detach(), driving_pose.detach()
