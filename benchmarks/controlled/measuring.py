@@ -124,23 +124,23 @@ def result_of(
 
 # Figures of `dex.reading` by the names of metrics; what is better only where more or less alone is a merit.
 KEYS: dict[str, tuple[str, str]] = {
-    "I_pp": ("influence_pp.fit.v1", "none"),
-    "I_pe": ("influence_pe.fit.v1", "none"),
-    "I_ep": ("influence_ep.fit.v1", "none"),
-    "I_ee": ("influence_ee.fit.v1", "none"),
-    "L_pe": ("leak_pe.fit.v1", "none"),
-    "L_ep": ("leak_ep.fit.v1", "none"),
-    "S": ("selectivity.fit.v1", "higher"),
+    "I_pp": ("influence_pp.fit_and_network.v1", "none"),
+    "I_pe": ("influence_pe.fit_and_network.v1", "none"),
+    "I_ep": ("influence_ep.fit_and_network.v1", "none"),
+    "I_ee": ("influence_ee.fit_and_network.v1", "none"),
+    "L_pe": ("leak_pe.fit_and_network.v1", "none"),
+    "L_ep": ("leak_ep.fit_and_network.v1", "none"),
+    "S": ("selectivity.fit_and_network.v1", "higher"),
     "probe_r2/pose_from_expression": ("probe_pose.ridge_r2.v1", "none"),
     "probe_r2/identity_from_expression": ("probe_identity.ridge.v1", "none"),
     "background_drift": ("background_drift.v1", "lower"),
-    "residual": ("residual.fit.v1", "lower"),
-    **{f"gain/{name}": (f"gain_{name}.fit.v1", "none") for name in NAMES},
+    "residual": ("residual.fit_and_network.v1", "lower"),
+    **{f"gain/{name}": (f"gain_{name}.fit_and_network.v1", "none") for name in NAMES},
 }
 
 
 def metric_id(key: str, stratum: str = "") -> str:
-    """`influence_pp.fit.v1`; of a stratum of yaw `influence_pp.fit_yaw_0-15.v1`."""
+    """`influence_pp.fit_and_network.v1`; of a stratum of yaw `influence_pp.fit_and_network_yaw_0-15.v1`."""
     whole = KEYS[key][0]
     return whole.replace(".v1", f"_yaw_{stratum}.v1") if stratum else whole
 

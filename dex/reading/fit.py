@@ -95,8 +95,7 @@ def read(
         ValueError: sizes or numbers that do not fit, or values outside [0, 1].
     """
     check(heads, pictures, starts)
-    # A renderer's own aliasing is part of a picture: large pictures are compared with large drawings.
-    size = SIZE if pictures.shape[-1] <= SIZE else 2 * SIZE
+    size = drawn_at(pictures)
     first = parameters(starts.detach().float().cpu().flatten(0, 1)).reshape(len(heads), -1, POSE)
     with ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(_read_one, heads, small(pictures.detach().float().cpu()), first, repeat(size)))
@@ -150,6 +149,17 @@ def draw(head: Head, settings: Array, size: int = SIZE) -> tuple[Float[Tensor, "
         (label >= EYES).float(), 3, 1, 1
     )
     return small(torch.from_numpy(drawn.image).movedim(-1, 1).float() / 255), weight[0]
+
+
+def neutral(heads: Sequence[Head], pose: Float[Tensor, "N 3 4"], size: int = SIZE) -> Float[Tensor, "N 3 S S"]:
+    """Each head without expression, in its pose."""
+    settings = np.concatenate([parameters(pose), np.zeros((len(heads), len(NAMES)))], 1)
+    return torch.cat([draw(head, setting[None], size)[0] for head, setting in zip(heads, settings, strict=True)])
+
+
+def drawn_at(pictures: Float[Tensor, "N 3 H W"]) -> int:
+    """A renderer's own aliasing is part of a picture: large pictures are compared with large drawings."""
+    return SIZE if pictures.shape[-1] <= SIZE else 2 * SIZE
 
 
 def small(pictures: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 S S"]:

@@ -15,7 +15,8 @@ from dex.metrics.background import BackgroundDrift
 from dex.metrics.influence import FACTORS, Reading, influence_matrix, leak, selectivity
 from dex.metrics.probes import identity_accuracy, pose_targets, ridge_r2
 from dex.motion.evaluation import POSE_COMPONENTS, pose_components
-from dex.reading.fit import Fit, read
+from dex.reading.estimate import read
+from dex.reading.fit import Fit
 from dex.reading.tuples import EDITS, Asked, Faces, Tuples, parts
 
 MATRIX = ("I_pp", "I_ee", "I_pe", "I_ep")

@@ -68,10 +68,10 @@ def test_runs_are_made_once_and_stand_in_one_table(
     assert rows[:, 0] == pytest.approx(rows[:, 1], abs=1e-6)
     assert rows[:, 2] == pytest.approx(rows[:, 3], abs=1e-6)
     for name, least in (("oracle", 0.9), ("joint-code", 0.9)):
-        assert results[name].metric("influence_pp.fit.v1")["value"] > least
-    assert results["copy-source"].metric("influence_pp.fit.v1")["value"] < 0.2
+        assert results[name].metric("influence_pp.fit_and_network.v1")["value"] > least
+    assert results["copy-source"].metric("influence_pp.fit_and_network.v1")["value"] < 0.2
     for stratum in STRATA:
-        assert ours.metric(f"influence_pp.fit_yaw_{stratum}.v1")["value"] >= 0
+        assert ours.metric(f"influence_pp.fit_and_network_yaw_{stratum}.v1")["value"] >= 0
     said = table(list(results.values()))
     assert "| a | the method | 0 |" in said
     assert "| gain of | jaw_open |" in said
@@ -144,8 +144,8 @@ def test_a_training_that_fails_names_its_output(tiny: argparse.Namespace) -> Non
 
 
 def test_metrics_are_named_by_stratum() -> None:
-    assert metric_id("I_pp") == "influence_pp.fit.v1"
-    assert metric_id("S", "15-30") == "selectivity.fit_yaw_15-30.v1"
+    assert metric_id("I_pp") == "influence_pp.fit_and_network.v1"
+    assert metric_id("S", "15-30") == "selectivity.fit_and_network_yaw_15-30.v1"
     assert json.dumps(entry("S", "", None, 3, None, "not measurable: x"))
 
 
