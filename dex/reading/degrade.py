@@ -1,4 +1,4 @@
-"""Renders of synthetic heads as a model in training would draw them: somebody's else features, wrong hair, blurred,
+"""Renders of synthetic heads as a model in training would draw them: somebody else's features, wrong hair, blurred,
 displaced, in wrong colours. What `dex.reading.regressor` is taught on, with the truth that is known of the render."""
 
 from __future__ import annotations
