@@ -97,6 +97,12 @@ def squares(result: Result) -> Float[np.ndarray, "N 6"]:
     return np.array([[values[name] for name in SQUARES] for values in rows])
 
 
+def median_drift(results: Sequence[Result]) -> float | None:
+    """Degrees, of all seeds together; a few tuples whose pose was misread move I_pe but not this."""
+    drifts = [np.sqrt(squares(result)[:, SQUARES.index("pe")]) for result in results]
+    return float(np.median(np.concatenate(drifts))) if drifts else None
+
+
 def mean(results: Sequence[Result], name: str) -> float | None:
     """Over seeds; None where one of them has no value."""
     values = [entry["value"] if (entry := result.metric(name)) else None for result in results]
@@ -122,6 +128,9 @@ def notes(results: Sequence[Result]) -> list[str]:
     ]
     if why := why_not(own):
         lines.append(f"- S is not measurable: {why}.")
+    drifts = {name: median_drift([r for r in results if r.method == name]) for name in VARIANTS}
+    if said := ", ".join(f"{name} {drift:.1f}°" for name, drift in drifts.items() if drift is not None):
+        lines.append(f"- Median over tuples of the pose's drift under an edit of the expression: {said}.")
     timed = [result.content for result in results if result.content["model"].get("seconds")]
     seconds = [content["model"]["seconds"] for content in timed]
     devices = sorted({f"{c['environment']['device']}, {c['model']['threads']} threads" for c in timed})
