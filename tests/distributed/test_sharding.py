@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[2]
 # Share of the way trained by which runs alike may be apart: 0.008 for stage 1, 1e-5 for stage 2;
 # with half of the samples 0.57, 0.71.
 AS_ONE = 0.05
+# Of the sums of pictures' values in [-1, 1], by as much as each value may be off: an eighth of a grey level. On some
+# processors rounding alone makes 2.5e-4 of stage 1; stage 2 has no need of it.
+OUTPUT = {"motion": 1e-3 * 3 * 32**2}
 # Of the monitor's figures: what is read from the noise of an untrained network hangs on its last digits.
 SMOOTH = (
     "probe_r2/pose_from_expression", "probe_r2/identity_from_expression", "code_deviation", "background_drift"
@@ -86,7 +89,9 @@ def test_two_ranks_train_as_one_process_on_all_their_samples(stage: str, encoder
         assert mean_losses(two) == pytest.approx(one["losses"], rel=1e-4), strategy
         # Adam turns what rounding leaves of a gradient of zero into a whole step, so that single weights may differ.
         assert apart(tmp_path / strategy, tmp_path / "one") < AS_ONE, strategy
-        assert two[0]["output"] == two[1]["output"] == pytest.approx(one["output"], rel=1e-3, abs=0.1), strategy
+        assert (
+            two[0]["output"] == two[1]["output"] == pytest.approx(one["output"], rel=1e-3, abs=OUTPUT.get(stage, 0.1))
+        ), strategy
         assert two[0]["keys"] != two[1]["keys"], strategy
         assert [a + b for a, b in zip(two[0]["keys"], two[1]["keys"], strict=True)] == one["keys"], strategy
 
