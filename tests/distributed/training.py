@@ -99,13 +99,17 @@ def join(parts: list[Batch]) -> Batch:
 
 
 class Record(L.Callback):
-    def __init__(self) -> None:
+    def __init__(self, eps: float | None) -> None:
+        self.eps = eps
         self.losses: list[float] = []
         self.keys: list[list[str]] = []
         self.start: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.start = averaged(module)
+        if self.eps is not None:  # else Adam's own
+            for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+                group["eps"] = self.eps
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, _: Any, batch: Batch, __: int) -> None:
         name = "loss/total" if isinstance(module, MotionTrainer) else "loss/denoising"
@@ -165,7 +169,7 @@ def main(asked: dict[str, Any]) -> None:
     module = motion() if asked["stage"] == "motion" else animator(asked["stage"], asked["encoders"])
     data = Together(size=32, batch_size=2, drivers=2, workers=0, val_batches=2)
     data.virtual = virtual
-    record = Record()
+    record = Record(asked.get("eps"))
     saves = Checkpoints(str(folder), every_n_steps=asked.get("every", 1000), agree_every_n_steps=1)
     saves.resume = Path(asked["resume"]) if "resume" in asked else None
     saves.listen()
