@@ -122,20 +122,21 @@ def result_of(
     return Result(content, pairs)
 
 
+_READER = "fit_and_network.v1"  # `dex.reading.estimate`; another version when it reads differently
 # Figures of `dex.reading` by the names of metrics; what is better only where more or less alone is a merit.
 KEYS: dict[str, tuple[str, str]] = {
-    "I_pp": ("influence_pp.fit_and_network.v1", "none"),
-    "I_pe": ("influence_pe.fit_and_network.v1", "none"),
-    "I_ep": ("influence_ep.fit_and_network.v1", "none"),
-    "I_ee": ("influence_ee.fit_and_network.v1", "none"),
-    "L_pe": ("leak_pe.fit_and_network.v1", "none"),
-    "L_ep": ("leak_ep.fit_and_network.v1", "none"),
-    "S": ("selectivity.fit_and_network.v1", "higher"),
+    "I_pp": (f"influence_pp.{_READER}", "none"),
+    "I_pe": (f"influence_pe.{_READER}", "none"),
+    "I_ep": (f"influence_ep.{_READER}", "none"),
+    "I_ee": (f"influence_ee.{_READER}", "none"),
+    "L_pe": (f"leak_pe.{_READER}", "none"),
+    "L_ep": (f"leak_ep.{_READER}", "none"),
+    "S": (f"selectivity.{_READER}", "higher"),
     "probe_r2/pose_from_expression": ("probe_pose.ridge_r2.v1", "none"),
     "probe_r2/identity_from_expression": ("probe_identity.ridge.v1", "none"),
     "background_drift": ("background_drift.v1", "lower"),
-    "residual": ("residual.fit_and_network.v1", "lower"),
-    **{f"gain/{name}": (f"gain_{name}.fit_and_network.v1", "none") for name in NAMES},
+    "residual": (f"residual.{_READER}", "lower"),
+    **{f"gain/{name}": (f"gain_{name}.{_READER}", "none") for name in NAMES},
 }
 
 

@@ -16,9 +16,9 @@ from dex.batch import FACE
 from dex.data.synthetic.controls import NAMES, sample_controls, to_blendshapes
 from dex.data.synthetic.head import Head
 from dex.data.synthetic.motion import FRAMINGS, sample_pose
-from dex.data.synthetic.render import Rendered, render
+from dex.data.synthetic.render import render
 from dex.data.synthetic.surface import Array
-from dex.reading.fit import POSE, SIZE, parameters, poses, small
+from dex.reading.fit import POSE, SIZE, parameters, picture_of, poses
 
 EACH = 4  # expressions and poses of a head
 # Deviations by which a fit misses the pose of a bad picture: radians, normalised units, nats
@@ -64,11 +64,6 @@ def make(rng: np.random.Generator, heads: list[Head], number: int, exact: bool =
         generator = Generator().manual_seed(int(rng.integers(2**31)))
         pictures = degraded(pictures, torch.cat(masks), generator)
     return Degraded([head for one in drawn for head in one.heads], pictures, **together)
-
-
-def picture_of(drawn: Rendered) -> Float[Tensor, "N 3 S S"]:
-    """In [0, 1], at the size at which pictures are read."""
-    return small(torch.from_numpy(drawn.image).movedim(-1, 1).float() / 255)
 
 
 def blend(head: Head, other: Head, share: float) -> Head:

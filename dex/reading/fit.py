@@ -25,7 +25,7 @@ from dex.batch import EYES
 from dex.data.synthetic.controls import BLINK, GAZE, LOWEST, NAMES, sample_controls, to_blendshapes
 from dex.data.synthetic.head import Head
 from dex.data.synthetic.motion import pose_matrix
-from dex.data.synthetic.render import render
+from dex.data.synthetic.render import Rendered, render
 from dex.data.synthetic.surface import Array
 from dex.pose import euler_from_matrix, split_pose
 
@@ -148,7 +148,12 @@ def draw(head: Head, settings: Array, size: int = SIZE) -> tuple[Float[Tensor, "
     weight = F.max_pool2d((label > 0).float(), 5, 1, 2) + (_FEATURES - 1) * F.max_pool2d(
         (label >= EYES).float(), 3, 1, 1
     )
-    return small(torch.from_numpy(drawn.image).movedim(-1, 1).float() / 255), weight[0]
+    return picture_of(drawn), weight[0]
+
+
+def picture_of(drawn: Rendered) -> Float[Tensor, "N 3 S S"]:
+    """In [0, 1], at the size at which pictures are compared."""
+    return small(torch.from_numpy(drawn.image).movedim(-1, 1).float() / 255)
 
 
 def neutral(heads: Sequence[Head], pose: Float[Tensor, "N 3 4"], size: int = SIZE) -> Float[Tensor, "N 3 S S"]:

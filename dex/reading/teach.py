@@ -70,7 +70,8 @@ def teach(steps: int, identities: int, seed: int) -> Regressor:
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * share
         batch = make(rng, heads, HEADS)
-        loss = errors(network, batch).square().mean()
+        found = answer(network, batch.pictures, batch.neutral, batch.pose)
+        loss = errors(found, batch).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -92,17 +93,17 @@ def unseen(number: int) -> tuple[Degraded, Degraded]:
     return make(rng, heads, number), make(rng, heads, number, exact=True)
 
 
-def errors(network: Regressor, pictures: Degraded) -> Float[Tensor, "N C"]:
-    """Of the answers, in deviations of each control."""
-    found = answer(network, pictures.pictures, pictures.neutral, pictures.pose)
+def errors(found: Float[Tensor, "N C"], pictures: Degraded) -> Float[Tensor, "N C"]:
+    """Of answers, in deviations of each control."""
     return (found - pictures.controls) / torch.from_numpy(fit.prior()[1]).float()
 
 
 def r2(network: Regressor, pictures: Degraded) -> str:
     with torch.no_grad():
-        wrong = errors(network, pictures).square().mean(0)
-    wide = pictures.controls.var(0) / torch.from_numpy(fit.prior()[1]).float() ** 2
-    return ", ".join(f"{name} {value:.2f}" for name, value in zip(NAMES, (1 - wrong / wide).tolist(), strict=True))
+        found = answer(network, pictures.pictures, pictures.neutral, pictures.pose)
+    wrong = (found - pictures.controls).square().mean(0)
+    scores = (1 - wrong / pictures.controls.var(0)).tolist()
+    return ", ".join(f"{name} {value:.2f}" for name, value in zip(NAMES, scores, strict=True))
 
 
 def compared(network: Regressor) -> str:
@@ -116,8 +117,7 @@ def compared(network: Regressor) -> str:
         with torch.no_grad():
             seen = answer(network, pictures.pictures, neutral, found.pose)
         answers = [found.controls, seen, *(mixed(found, seen, scale) for scale in SCALES)]
-        spread = torch.from_numpy(fit.prior()[1]).float()
-        wrong = [float(((one - pictures.controls) / spread).square().mean()) for one in answers]
+        wrong = [float(errors(one, pictures).square().mean()) for one in answers]
         lines.append(f"| {name} | {found.residual.mean():.3f} | " + " | ".join(f"{one:.3f}" for one in wrong) + " |")
     return "\n".join(lines)
 

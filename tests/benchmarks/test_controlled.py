@@ -75,6 +75,7 @@ def test_runs_are_made_once_and_stand_in_one_table(
     said = table(list(results.values()))
     assert "| a | the method | 0 |" in said
     assert "| gain of | jaw_open |" in said
+    assert "Median over tuples of the pose's drift under an edit of the expression: everything " in said
 
 
 def make_result(folder: Path, name: str, seed: int, factor: float) -> None:
