@@ -67,6 +67,15 @@ def sharded(module: L.LightningModule) -> bool:
     return module._trainer is not None and isinstance(module.trainer.strategy, FullySharded)
 
 
+def check_whole(module: L.LightningModule, setting: str) -> None:
+    """Raises `ValueError` where the module is sharded, for a setting that needs each weight in one piece."""
+    if sharded(module):
+        raise ValueError(
+            f"{setting} needs whole matrices on every rank: set it to 0, or take --config "
+            "configs/strategy/ddp.yaml instead of a sharding strategy"
+        )
+
+
 def average_gradients(module: L.LightningModule, replicated: nn.Module) -> None:
     """Means over all ranks of the gradients of a network that is not sharded in a module that is; else nothing."""
     if sharded(module):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dex.animator.conditions import BlockConditions, FrameConditions, kept
 from dex.animator.config import AnimatorConfig
+from dex.motion.head_surface import warp_shell
 from dex.pose import warp_volume
 
 
@@ -90,7 +91,7 @@ class DenoisingBlock(nn.Module):
 
     def __init__(self, block: BasicTransformerBlock, index: int, config: AnimatorConfig) -> None:
         super().__init__()
-        self.index = index
+        self.index, self.shell = index, config.shell
         self.norm1, self.attn1, self.norm3, self.ff = block.norm1, block.attn1, block.norm3, block.ff
         width, heads = block.dim, block.num_attention_heads
         # (ours) A 1×1 convolution over the depth slices of all channels, as ControlNet's zero convolutions.
@@ -155,7 +156,8 @@ class DenoisingBlock(nn.Module):
         feature = told.reference.features[self.index]
         # In float32 before it is expanded, so that one source's volume stays a view for all its frames.
         volume = as_volume(feature.float(), *conditions.feature_size(feature.shape[1]))
-        warped = warp_volume(conditions.per_frame(volume), told.source_pose, told.driving_pose)
+        volume, poses = conditions.per_frame(volume), (told.source_pose, told.driving_pose)
+        warped = warp_shell(volume, *poses, self.shell) if self.shell else warp_volume(volume, *poses)
         return self.warped_out(warped.flatten(1, 2).to(feature.dtype)).flatten(2).mT
 
     def self_attention(self, normed: Float[Tensor, "BF N C"], conditions: BlockConditions) -> Float[Tensor, "BF N C"]:

@@ -58,6 +58,9 @@ class AnimatorConfig:
     frames: int = 24  # longest window of the temporal attention
     ray_map: bool = True  # the paper's ablations: without it,
     reference_warping: bool = True  # and without the warped residual
+    # (ours) Depth of the reference's volumes is counted from an average head's front, ± so much in canonical units (see
+    # `dex.motion.head_surface`); 0: of [-1, 1]³ as in the paper.
+    shell: float = 0.0
     unet: dict[str, Any] = field(default_factory=stable_diffusion)  # in_channels = out_channels = latent channels
 
     def __post_init__(self) -> None:
@@ -65,6 +68,8 @@ class AnimatorConfig:
             raise ValueError(
                 f"expression_dim {self.expression_dim} must be a multiple of expression_tokens {self.expression_tokens}"
             )
+        if self.shell < 0:
+            raise ValueError(f"shell is {self.shell}, need 0 (none) or a depth above 0")
         if self.frames < 1:
             raise ValueError(f"frames = {self.frames}: the temporal attention needs room for at least one")
         if self.unet.get("in_channels") is None or self.unet["in_channels"] != self.unet.get("out_channels"):

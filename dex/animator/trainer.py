@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Bool, Float, Int
@@ -31,8 +32,10 @@ from dex.animator.unet import AnimatorUNet, stages
 from dex.batch import Batch
 from dex.data.shards import file_sha256
 from dex.motion.encoders import ENCODERS_FILE, Encoders, load_encoders
+from dex.motion.losses import REGIONS, region_mask
+from dex.muon import Muon
 from dex.saved import ExportError, check_same_network
-from dex.sharding import fewest, shard
+from dex.sharding import check_whole, fewest, shard
 from dex.speed import compile_blocks, to_channels_last
 from dex.training import (
     check_finite,
@@ -53,8 +56,13 @@ class AnimatorOptimisation:
     """AdamW. The paper names no rate; 1e-5 is usual for all weights of Stable Diffusion **(ours)**."""
 
     learning_rate: float = 1e-5
+    # Of Muon (`dex.muon`, ours) for matrices, about 0.02, `learning_rate` being for the rest; 0: AdamW for all. For
+    # training from nothing, where it needs fewer steps. Not for sharded weights, and without weight decay.
+    muon: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
+    # The network is told the labels' poses while it learns, where there are any, and the encoder's in use (ours).
+    teacher_poses: bool = False
     warmup_steps: int = 500
     decay_steps: int = 0  # half a cosine to zero, over so many steps; 0: constant
     clip_norm: float = 1.0  # 0: none
@@ -64,6 +72,12 @@ class AnimatorOptimisation:
     compile: bool = False  # torch.compile of the UNets' repeated blocks, each by itself
     channels_last: bool = False  # convolutions' weights
     gradient_checkpointing: bool = False  # a third more computation for a fraction of the activations
+
+    def __post_init__(self) -> None:
+        if self.muon and self.weight_decay:
+            raise ValueError(
+                f"optimisation: muon knows no weight decay; weight_decay is {self.weight_decay}, set it to 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,13 @@ class DiffusionLoss:
     min_snr: float = 0.0  # γ of min-SNR weighting (Hang et al. 2023), usually 5; 0: none, as in the paper
     drop_expression: float = 0.1  # share of samples without expression (ours)
     drop_all: float = 0.05  # share of samples without pose, reference and expression (ours)
+    # For training from nothing (ours). "rising": a time step is drawn the more often the more noise it has, which is
+    # where pose and expression must be told by the conditions since z_t does not show them.
+    timesteps: Literal["uniform", "rising"] = "uniform"
+    # The error again on face, eyes and mouth, each as a mean over its own region, as in stage 1's loss.
+    region_face: float = 0.0
+    region_eyes: float = 0.0
+    region_mouth: float = 0.0
 
     def __post_init__(self) -> None:
         if self.schedule == "zero_terminal_snr" and self.prediction == "epsilon":
@@ -177,6 +198,8 @@ class Animator(L.LightningModule):
 
     def configure_model(self) -> None:
         """Stage by stage; the reference as a whole, since it hands out what is inside its stages."""
+        if self.optimisation.muon:
+            check_whole(self, "optimisation.muon")
         denoisers = (self.network.denoiser, self.average)
         shard(self, (unit for network in denoisers for unit in (*stages(network), network)))
         shard(self, [self.network.reference])
@@ -202,27 +225,37 @@ class Animator(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         how = self.optimisation
-        fused = how.fused or None
-        return torch.optim.AdamW(self.trained, how.learning_rate, how.betas, weight_decay=how.weight_decay, fused=fused)
+        adam: dict[str, Any] = {"betas": how.betas, "fused": how.fused or None}
+        if how.muon:
+            made: torch.optim.Optimizer = Muon(self.trained, how.muon, [], how.learning_rate, **adam)
+        else:
+            made = torch.optim.AdamW(self.trained, how.learning_rate, weight_decay=how.weight_decay, **adam)
+        for group in made.param_groups:
+            group["initial_lr"] = group["lr"]
+        return made
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         random = step_random(self, self.seed)
         source, driving = self.latents(batch)
-        conditions = self.dropped(self.conditions(batch, source), random)
-        error = self.denoising_error(driving, conditions, random)
-        check_finite(self, {"loss/denoising": error}, batch)
-        self.log("loss/denoising", error.detach())
-        return error
+        conditions = self.conditions(batch, source)
+        if self.optimisation.teacher_poses:
+            conditions = with_labels(conditions, batch)
+        conditions = self.dropped(conditions, random)
+        error = self.squared_error(driving, conditions, random, self.loss.timesteps)
+        terms = {"denoising": error.mean(), **self.region_errors(error, batch.driving_region)}
+        check_finite(self, {f"loss/{name}": term for name, term in terms.items()}, batch)
+        self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()})
+        return terms["denoising"] + sum(getattr(self.loss, name) * terms[name] for name in terms if name in REGIONS)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         how = self.optimisation
-        rate = how.learning_rate * rate_factor(self.global_step, how.warmup_steps, how.decay_steps)
+        factor = rate_factor(self.global_step, how.warmup_steps, how.decay_steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = factor * group["initial_lr"]
         norm = clip_gradient(self.trained, how.clip_norm)
-        self.log_dict({"grad_norm/animator": norm, "learning_rate/animator": rate})
+        self.log_dict({"grad_norm/animator": norm, "learning_rate/animator": factor * how.learning_rate})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Not in on_train_batch_end: a checkpoint is written before that.
@@ -283,10 +316,22 @@ class Animator(L.LightningModule):
     def denoising_error(
         self, latent: Float[Tensor, "B F c h w"], conditions: Conditions, random: torch.Generator
     ) -> Float[Tensor, ""]:
-        """‖ε − ε_θ(z_t, c; t)‖², or the same of v or z_0, with one t for all frames of a sample."""
+        """‖ε − ε_θ(z_t, c; t)‖², or the same of v or z_0, over all t alike."""
+        return self.squared_error(latent, conditions, random).mean()
+
+    def squared_error(
+        self,
+        latent: Float[Tensor, "B F c h w"],
+        conditions: Conditions,
+        random: torch.Generator,
+        timesteps: Literal["uniform", "rising"] = "uniform",
+    ) -> Float[Tensor, "B F c h w"]:
+        """(ε − ε_θ(z_t, c; t))² times the weight of t, or the same of v or z_0; one t for all frames of a sample."""
         noise = torch.randn(latent.shape, generator=random, device=latent.device)
         count = self.noising.config.num_train_timesteps
         t = torch.randint(count, (len(latent),), generator=random, device=latent.device)
+        if timesteps == "rising":  # the greater of two
+            t = t.maximum(torch.randint(count, (len(latent),), generator=random, device=latent.device))
         noisy = self.noising.add_noise(latent, noise, t)
         estimate = self.network(noisy, t, conditions, temporal=self.phase == "video")
         match self.loss.prediction:
@@ -296,8 +341,20 @@ class Animator(L.LightningModule):
                 wanted = self.noising.get_velocity(latent, noise, t)
             case "sample":
                 wanted = latent
-        error = (estimate.float() - wanted).square().mean(dim=(1, 2, 3, 4))
-        return (error * self.snr_weight(t)).mean()
+        return (estimate.float() - wanted).square() * self.snr_weight(t)[:, None, None, None, None]
+
+    def region_errors(
+        self, error: Float[Tensor, "B F c h w"], region: Int[Tensor, "B F H W"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Means of a squared error over the regions that the loss names, by its names. A latent's cell belongs to a
+        region as much as its pixels do."""
+        means = {}
+        for name, (lowest, highest) in REGIONS.items():
+            if getattr(self.loss, name):
+                mask = region_mask(region.flatten(0, 1), lowest=lowest, highest=highest)
+                mask = F.adaptive_avg_pool2d(mask[:, None], error.shape[-2:])
+                means[name] = (error.mean(dim=2).flatten(0, 1) * mask[:, 0]).sum() / mask.sum().clamp_min(1)
+        return means
 
     def snr_weight(self, t: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
         """min(SNR, γ) for z_0, / SNR for ε, / (SNR + 1) for v (Hang et al. 2023); 1 with γ = 0."""
@@ -389,6 +446,14 @@ class Animator(L.LightningModule):
             "size": getattr(getattr(self.trainer, "datamodule", None), "size", None),
             "crop": crop_contract(self),
         }
+
+
+def with_labels(conditions: Conditions, batch: Batch) -> Conditions:
+    """The labels' poses in place of the encoder's, where there are labels."""
+    source = torch.where(batch.source_pose_weight[:, None, None] > 0, batch.source_pose, conditions.source_pose)
+    known = batch.driving_pose_weight[:, :, None, None] > 0
+    driving = torch.where(known, batch.driving_pose, conditions.driving_pose)
+    return dataclasses.replace(conditions, source_pose=source, driving_pose=driving)
 
 
 def check_fit(config: AnimatorConfig, encoders: Encoders, codec: Codec) -> None:

@@ -51,6 +51,10 @@ class LossWeights:
     own_features: float = 0.0
 
 
+# Of the losses on regions: first and last label.
+REGIONS = {"region_face": (FACE, MOUTH), "region_eyes": (EYES, EYES), "region_mouth": (MOUTH, MOUTH)}
+
+
 def multi_scale_l1(fake: Float[Tensor, "N 3 H W"], real: Float[Tensor, "N 3 H W"], halvings: int = 3) -> Tensor:
     """Mean over scales 1/2, 1/4, … of the L1 between the pictures averaged down to them."""
     difference = fake - real
@@ -85,12 +89,9 @@ def reconstruction_losses(
     losses = {"l1": F.l1_loss(fake, real)}
     if weight.multi_scale:
         losses["multi_scale"] = multi_scale_l1(fake, real)
-    if weight.region_face:
-        losses["region_face"] = region_l1(fake, real, region_mask(region, lowest=FACE))
-    if weight.region_eyes:
-        losses["region_eyes"] = region_l1(fake, real, region_mask(region, lowest=EYES, highest=EYES))
-    if weight.region_mouth:
-        losses["region_mouth"] = region_l1(fake, real, region_mask(region, lowest=MOUTH))
+    for name, (lowest, highest) in REGIONS.items():
+        if getattr(weight, name):
+            losses[name] = region_l1(fake, real, region_mask(region, lowest=lowest, highest=highest))
     return losses
 
 

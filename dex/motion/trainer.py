@@ -29,7 +29,7 @@ from dex.motion.layers import ResBlock2d, ResBlock3d
 from dex.motion.losses import LossWeights, Perceptual, PerceptualLoss
 from dex.muon import Muon
 from dex.saved import check_same_network
-from dex.sharding import average_gradients, on_any_rank, shard, sharded
+from dex.sharding import average_gradients, check_whole, on_any_rank, shard
 from dex.speed import checkpoint_blocks, compile_blocks, to_channels_last
 from dex.training import (
     check_finite,
@@ -154,11 +154,8 @@ class MotionTrainer(L.LightningModule):
 
     def configure_model(self) -> None:
         """The discriminator stays whole on each rank: R1 differentiates twice, which sharding does not support."""
-        if self.optimisation.muon and sharded(self):
-            raise ValueError(
-                "optimisation.muon needs whole matrices on every rank: set it to 0, or take --config "
-                "configs/strategy/ddp.yaml instead of a sharding strategy"
-            )
+        if self.optimisation.muon:
+            check_whole(self, "optimisation.muon")
         networks = [*self.generator.children(), *self.average.children()]
         shard(self, networks if self.read_out is None else [*networks, self.read_out])
 
