@@ -7,7 +7,8 @@ from torch import Tensor
 from dex.animator.blocks import DenoisingBlock, as_volume, volume_depth
 from dex.animator.conditions import BlockConditions, FrameConditions, Reference, per_frame
 from dex.animator.unet import AnimatorUNet, blocks_of
-from dex.pose import identity_pose
+from dex.motion.head_surface import coordinates
+from dex.pose import identity_pose, make_pose, matrix_from_euler
 from tests.animator.conftest import random_poses
 
 SIZE = 8
@@ -80,6 +81,32 @@ def test_every_frame_is_warped_by_its_own_pose(block: DenoisingBlock) -> None:
         for frame in range(3):
             alone = conditions(feature[sample, None], source[sample, None], driving[sample, frame, None])
             torch.testing.assert_close(whole[sample, frame, None], block.warped_reference(alone, alone.told))
+
+
+@torch.no_grad()
+def test_along_the_shell_a_turned_face_arrives_where_its_front_is(block: DenoisingBlock) -> None:
+    """The feature notes where on the head each cell of the source looks. Turned by 30°, the head shows the same place
+    elsewhere: along the shell what arrives says so, from slices through [-1, 1]³ it is off by more."""
+    size, pose = 32, make_pose(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([0.9]))
+    turned = make_pose(matrix_from_euler(*torch.tensor([[0.5], [0.0], [0.0]])), torch.zeros(1, 3), torch.tensor([0.9]))
+
+    def places(pose: Tensor) -> Tensor:
+        return coordinates(pose, size)[:, :3]
+
+    # 12 channels as 4 slices of 3: every slice says the same
+    tokens = places(pose).repeat_interleave(4, dim=1).flatten(2).mT
+    block.warped_out = torch.nn.Identity()
+    inside = (coordinates(turned, size)[0, -1] > 0.3) & (places(turned)[0, 0].abs() < 0.3)
+    error = {}
+    for shell in (0.0, 0.3):
+        block.shell = shell
+        reference = Reference((tokens,) * 16, (tokens,) * 16)
+        told = FrameConditions(reference, pose, turned, keep=None, expression=None, keep_expression=None)
+        arrived = block.warped_reference(BlockConditions((size, size), 1, False, told), told)
+        middle = arrived.mT.unflatten(2, (size, size)).unflatten(1, (3, 4))[:, :, 1:3].mean(dim=2)
+        error[shell] = (middle - places(turned))[0, :, inside].abs().mean().item()
+    assert error[0.3] < 0.05
+    assert error[0.0] > 2 * error[0.3]
 
 
 @torch.no_grad()

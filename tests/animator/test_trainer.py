@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from dex.animator.storage import load_animator
 from dex.animator.trainer import Animator, AnimatorOptimisation, DiffusionLoss
-from dex.batch import Batch, to_float
+from dex.batch import EYES, HEAD, MOUTH, Batch, to_float
 from dex.callbacks.checkpoints import Checkpoints
 from dex.checkpoint import stored
 from dex.data.synthetic.module import SyntheticHeads
@@ -21,6 +22,7 @@ from dex.export import export
 from dex.motion.encoders import save_generator
 from dex.motion.generator import MotionGenerator
 from dex.saved import ExportError
+from dex.sharding import FullySharded
 from dex.training import NonFiniteLossError, step_random
 from tests.animator.conftest import TINY_PIXELS
 from tests.motion.conftest import TINY as TINY_MOTION
@@ -112,12 +114,21 @@ def test_frozen_parts_are_nowhere_but_in_use(encoders: Path, tmp_path: Path) -> 
     assert sum(name.startswith("average.") for name in names) == len(module.network.denoiser.state_dict())
 
 
-def test_resumed_run_repeats_the_uninterrupted_one(encoders: Path, tmp_path: Path) -> None:
+# What helps a training from nothing, all of it
+FROM_NOTHING: dict[str, Any] = {
+    "network": dataclasses.replace(TINY_PIXELS, shell=0.3),
+    "loss": DiffusionLoss("sample", "zero_terminal_snr", timesteps="rising", region_eyes=4, region_mouth=4),
+    "optimisation": AnimatorOptimisation(2e-3, muon=0.02, weight_decay=0, warmup_steps=3, teacher_poses=True),
+}
+
+
+@pytest.mark.parametrize("settings", [{}, FROM_NOTHING], ids=["base", "nothing"])
+def test_resumed_run_repeats_the_uninterrupted_one(encoders: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     whole, half, rest = Losses(), Losses(), Losses()
-    undisturbed, resumed = animator(encoders), animator(encoders)
+    undisturbed, resumed = animator(encoders, **settings), animator(encoders, **settings)
     trainer(tmp_path / "a", max_steps=4, callbacks=[whole]).fit(undisturbed, heads())
     stop = [half, Checkpoints(str(tmp_path / "b"), every_n_steps=2)]
-    trainer(tmp_path / "b", max_steps=2, callbacks=stop).fit(animator(encoders), heads())
+    trainer(tmp_path / "b", max_steps=2, callbacks=stop).fit(animator(encoders, **settings), heads())
     saves = Checkpoints(str(tmp_path / "b"))
     saves.resume = tmp_path / "b" / "last"
     trainer(tmp_path / "b", max_steps=4, callbacks=[rest, saves]).fit(resumed, heads())
@@ -210,6 +221,102 @@ def test_min_snr_weights_are_the_papers(encoders: Path) -> None:
         module = animator(encoders, loss=DiffusionLoss(prediction=prediction, min_snr=5))
         torch.testing.assert_close(module.snr_weight(t).double(), snr.clamp_max(5) / divisor, rtol=1e-4, atol=0)
     assert animator(encoders).snr_weight(t).tolist() == [1, 1, 1]
+
+
+def test_rising_time_steps_are_drawn_in_proportion_to_themselves(encoders: Path, batch: Batch) -> None:
+    module = ready(encoders)
+    conditions = module.conditions(batch, module.latents(batch)[0])
+    seen: list[Tensor] = []
+
+    class Notes(nn.Module):
+        def forward(self, z: Tensor, t: Tensor, conditions: Any, temporal: bool = False) -> Tensor:
+            seen.append(t)
+            return z
+
+    module.network = Notes()
+    latent, random = torch.zeros(4000, 1, 1, 1, 1), torch.Generator().manual_seed(0)
+    for timesteps, mean, below_half in (("uniform", 1 / 2, 1 / 2), ("rising", 2 / 3, 1 / 4)):
+        module.squared_error(latent, conditions, random, timesteps)
+        drawn = seen.pop() / 1000
+        assert drawn.mean().item() == pytest.approx(mean, abs=0.02)
+        assert (drawn < 0.5).float().mean().item() == pytest.approx(below_half, abs=0.03)
+    module.denoising_error(latent, conditions, random)  # validation is of all alike
+    assert seen.pop().float().mean().item() == pytest.approx(500, abs=20)
+
+
+def test_errors_on_regions_are_means_over_them(encoders: Path) -> None:
+    """One wrong cell, of 4×4 pixels, whose middle is an eye: the eye's edge grows by a pixel, as in stage 1."""
+    module = ready(encoders, loss=DiffusionLoss(region_face=1, region_eyes=4))
+    error = torch.zeros(1, 2, 48, 8, 8)
+    error[0, 1, :, 3, 5] = 6.0
+    region = torch.full((1, 2, 32, 32), HEAD)
+    region[0, 1, 13:15, 21:23] = EYES  # with its edge just the cell of the error
+    found = module.region_errors(error, region)
+    assert found["region_eyes"].item() == pytest.approx(6)
+    assert found.keys() == {"region_face", "region_eyes"}
+    region[0, 0, 9:11, 9:11] = MOUTH  # as large, without error: of the face, no eye
+    found = module.region_errors(error, region)
+    assert (found["region_eyes"].item(), found["region_face"].item()) == (pytest.approx(6), pytest.approx(3))
+    assert all(value == 0 for value in module.region_errors(error, torch.full_like(region, HEAD)).values())
+    assert animator(encoders).region_errors(error, region) == {}
+
+
+def test_a_region_counts_as_much_as_it_is_asked_to(encoders: Path, batch: Batch) -> None:
+    def loss(**weights: float) -> float:
+        module = ready(encoders, loss=DiffusionLoss("v_prediction", **weights))
+        module.log_dict = lambda *_: None  # type: ignore[method-assign]
+        return module.training_step(batch, 0).item()
+
+    plain, once, twice = loss(), loss(region_mouth=1), loss(region_mouth=2)
+    assert once > plain
+    assert twice - plain == pytest.approx(2 * (once - plain), rel=1e-3)
+
+
+def test_labels_poses_are_told_in_training_alone(encoders: Path, batch: Batch, tmp_path: Path) -> None:
+    module = ready(encoders, optimisation=AnimatorOptimisation(teacher_poses=True))
+    module.log_dict = lambda *_: None  # type: ignore[method-assign]
+    read = module.conditions(batch, module.latents(batch)[0])
+    weight = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
+    batch = dataclasses.replace(batch, driving_pose_weight=weight, source_pose_weight=torch.tensor([0.0, 1.0]))
+    told: list[Any] = []
+    forward = module.network.forward
+
+    def listen(z: Tensor, t: Tensor, conditions: Any, temporal: bool = False) -> Tensor:
+        told.append(conditions)
+        return forward(z, t, conditions, temporal)
+
+    module.network.forward = listen  # type: ignore[method-assign]
+    module.training_step(batch, 0)
+    poses = told.pop()
+    assert torch.equal(poses.driving_pose[0, 0], batch.driving_pose[0, 0])
+    assert torch.equal(poses.driving_pose[0, 1], read.driving_pose[0, 1])  # nobody knows this one
+    assert torch.equal(poses.driving_pose[1], batch.driving_pose[1])
+    assert torch.equal(poses.source_pose, torch.stack([read.source_pose[0], batch.source_pose[1]]))
+    assert not torch.equal(batch.source_pose[1], read.source_pose[1])
+    module.drawn = 99
+    module.validation_step(batch, 0)
+    assert torch.equal(told.pop().driving_pose, read.driving_pose)
+
+
+def test_muon_turns_matrices_and_adam_the_rest(encoders: Path, tmp_path: Path) -> None:
+    module = animator(encoders, **FROM_NOTHING)
+    trainer(tmp_path, max_steps=1).fit(module, heads())
+    optimizer = module.optimizers(use_pl_optimizer=False)
+    matrices, others = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
+    first = module.network.denoiser.conv_in
+    assert id(first.weight) in matrices
+    assert id(first.bias) in others
+    assert matrices | others == {id(p) for p in module.trained}
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02 / 3, 2e-3 / 3])
+
+
+def test_muon_is_refused_where_it_cannot_be(encoders: Path) -> None:
+    with pytest.raises(ValueError, match=r"muon knows no weight decay; weight_decay is 0.01, set it to 0"):
+        AnimatorOptimisation(muon=0.02)
+    module = animator(encoders, **FROM_NOTHING)
+    module._trainer = SimpleNamespace(strategy=FullySharded())
+    with pytest.raises(ValueError, match=r"optimisation.muon needs whole matrices.*configs/strategy/ddp.yaml"):
+        module.configure_model()
 
 
 def test_conditions_are_dropped_as_often_as_asked(encoders: Path, batch: Batch) -> None:

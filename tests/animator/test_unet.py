@@ -385,3 +385,8 @@ def test_stable_diffusions_configuration_is_given_out_fresh() -> None:
     """A caller that changes its copy changes no other's."""
     AnimatorConfig().unet["layers_per_block"] = 1
     assert AnimatorConfig().unet == stable_diffusion()
+
+
+def test_a_shell_has_a_depth() -> None:
+    with pytest.raises(ValueError, match=r"shell is -0.3, need 0 \(none\) or a depth above 0"):
+        AnimatorConfig(shell=-0.3)
