@@ -35,8 +35,18 @@ def make_parser() -> argparse.ArgumentParser:
         "--backend", choices=("motion", "diffusion"), help="motion: stage 1's generator, fast (default: what DIR holds)"
     )
     add("--seed", type=int, default=0, metavar="N", help="of the diffusion's noise (default: 0)")
-    add("--steps", type=int, metavar="N", help="diffusion steps (default: the paper's 35)")
-    add("--guidance", type=float, metavar="W", help="strength of the diffusion's guidance; 1: none, half the work")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="diffusion steps (default: those of the training's validation; in the paper 35)",
+    )
+    add(
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="strength of the diffusion's guidance; 1: none, half the work (default: as --steps)",
+    )
     drivers = parser.add_argument_group("drivers", "a video, a folder of pictures, a picture, or a motion file")
     add = drivers.add_argument
     add("-d", "--driving", type=Path, metavar="FILE", help="drives pose and expression; of a video source, expression")

@@ -2,7 +2,8 @@
 
 Of a motion trainer: the moving average of its generator side (config.json, generator.safetensors) and, in encoders/,
 its pose and expression encoder alone. Of an animator: its networks with the denoiser's moving average (config.json,
-animator.safetensors), and a copy of the encoders that it was trained on. `python -m dex.animate` takes both.
+animator.safetensors), and a copy of the encoders that it was trained on (`--encoders` names an export that has them, in
+place of the copy). `python -m dex.animate` takes both.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from dex import checkpoint
 from dex.animator import trainer as animator
 from dex.animator.config import AnimatorConfig
 from dex.animator.storage import save_animator
 from dex.motion.config import MotionConfig
-from dex.motion.encoders import save_generator
+from dex.motion.encoders import load_encoders, save_generator
 from dex.saved import ExportError
 
 
-def export(path: Path, out: Path, half: bool = False) -> None:
-    """`half`: weights as 16-bit floats; whoever loads them computes in 32 all the same. Raises `ExportError` or
-    `CheckpointError` where the checkpoint is missing, damaged, or of neither trainer."""
+def export(path: Path, out: Path, half: bool = False, encoders: str | None = None) -> None:
+    """`half`: weights as 16-bit floats. `encoders`: see `export_animator`. Raises `ExportError` or `CheckpointError`
+    where the checkpoint is missing, damaged, or of neither trainer."""
     state = checkpoint.read_state(path)
     said = state["module"]
     provenance = {"checkpoint": path.resolve().name, "step": state["step"]}
@@ -34,12 +36,16 @@ def export(path: Path, out: Path, half: bool = False) -> None:
         config = MotionConfig.from_dict(said["motion_config"])
         save_generator(out, config, tensors(path, "model.average.", half), provenance, said.get("crop"))
     elif "animator_config" in said:
-        export_animator(path, said, out, provenance, half)
+        export_animator(path, said, out, provenance, half, encoders)
     else:
         raise ExportError(f"{path}: not a checkpoint of the motion trainer or of the animator")
 
 
-def export_animator(path: Path, said: dict[str, Any], out: Path, provenance: dict[str, Any], half: bool) -> None:
+def export_animator(
+    path: Path, said: dict[str, Any], out: Path, provenance: dict[str, Any], half: bool, shared: str | None
+) -> None:
+    """`shared`: a motion trainer's export with the same encoders, from `out`; config.json then names it and they are
+    not copied."""
     trained = said["animator"]
     encoders = Path(trained["encoders"])
     if animator.encoders_hash(encoders) != trained["encoders_hash"]:
@@ -47,6 +53,10 @@ def export_animator(path: Path, said: dict[str, Any], out: Path, provenance: dic
             f"{encoders}: not the encoders that this animator was trained on. "
             "Put those of its training back; expression codes of others mean nothing to it."
         )
+    if shared is not None:
+        there = (out / shared).resolve()  # `out` may not be there yet
+        if not same_weights(load_encoders(there), load_encoders(encoders)):
+            raise ExportError(f"{there}: holds other encoders than {encoders}. Leave out --encoders to copy those.")
     state = tensors(path, "model.network.", half)
     average = tensors(path, "model.average.", half)
     state |= {f"denoiser.{key}": tensor for key, tensor in average.items()}
@@ -54,11 +64,19 @@ def export_animator(path: Path, said: dict[str, Any], out: Path, provenance: dic
         "codec": trained["codec"],
         "size": trained["size"],
         "schedule": trained["schedule"],
+        "sampler": trained.get("sampler", {}),  # of a checkpoint that does not say: the sampler's own
+        **({} if shared is None else {"encoders": shared}),
         "crop": trained["crop"],
         "provenance": provenance | {"phase": trained["phase"], "codec_hash": trained["codec_hash"]},
     }
     save_animator(out, AnimatorConfig.from_dict(said["animator_config"]), state, sections)
-    shutil.copytree(encoders, out / "encoders", dirs_exist_ok=True)
+    if shared is None:
+        shutil.copytree(encoders, out / "encoders", dirs_exist_ok=True)
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def tensors(path: Path, prefix: str, half: bool) -> dict[str, Tensor]:
@@ -71,6 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dex.export", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a run, or one of its checkpoints")
     parser.add_argument("--half", action="store_true", help="weights as 16-bit floats: half the size")
+    parser.add_argument(
+        "--encoders", metavar="DIR", help="an animator's, in place of a copy: a motion export, from the folder of --out"
+    )
     parser.add_argument("--out", type=Path, help="default: RUN/export")
     arguments = parser.parse_args()
     run: Path = arguments.run
@@ -78,7 +99,7 @@ def main() -> None:
     path = run if single else run / "checkpoints" / checkpoint.LAST
     out = arguments.out or (run.parent if single else run) / "export"
     try:
-        export(path, out, arguments.half)
+        export(path, out, arguments.half, arguments.encoders)
     except (ExportError, checkpoint.CheckpointError) as error:
         sys.exit(f"error: {error}")
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

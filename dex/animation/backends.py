@@ -83,7 +83,7 @@ def load_backend(
     """What a folder of `python -m dex.export`, or the run that it was made of, holds.
 
     `kind`: "motion" or "diffusion"; None: whichever it is. `steps`, `guidance`, `delay` and `blend`: None takes the
-    sampler's own. Raises ValueError, `ExportError` among others, with what to do.
+    checkpoint's own. Raises ValueError, `ExportError` among others, with what to do.
     """
     folder = checkpoint / "export" if (checkpoint / "export" / "config.json").is_file() else checkpoint
     config = folder / "config.json"
@@ -100,9 +100,9 @@ def load_backend(
         if value is not None
     }
     if kind == "diffusion":
-        from dex.animation.diffusion import DiffusionBackend, SamplerSettings  # diffusers takes seconds to import
+        from dex.animation.diffusion import DiffusionBackend  # diffusers takes seconds to import
 
-        return DiffusionBackend(folder, SamplerSettings(seed=seed, **given), size)
+        return DiffusionBackend(folder, {"seed": seed, **given}, size)
     if given:
         named = ", ".join(f"--{'guidance' if name == 'scale' else name}" for name in given)
         raise ValueError(f"{named}: of the diffusion backend only, this checkpoint is of the motion one")

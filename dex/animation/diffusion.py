@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +21,26 @@ from dex.motion.encoders import ExportError, load_encoders
 
 
 class DiffusionBackend:
-    """Stage 2: the diffusion animator. Its folder holds config.json (`network`, `codec`, `size`, `schedule`, `crop`,
-    `provenance`), animator.safetensors, and encoders/, the frozen ones of stage 1."""
+    """Stage 2: the diffusion animator. Its folder holds config.json (`network`, `codec`, `size`, `schedule`, `sampler`,
+    `crop`, `provenance`), animator.safetensors, and encoders/, the frozen ones of stage 1, unless config.json says
+    where else they are (`encoders`)."""
 
-    def __init__(self, folder: Path, settings: SamplerSettings, size: int | None) -> None:
-        """`size`: pixels a side; None: those of the training. Raises ValueError, `ExportError` and `CodecError` too."""
+    def __init__(self, folder: Path, given: Mapping[str, Any], size: int | None) -> None:
+        """`given`: of `SamplerSettings` what is not to be as in the training's validation. `size`: pixels a side; None:
+        those of the training. Raises ValueError, `ExportError` and `CodecError` too."""
         self._device = device()
         network, content = load_animator(folder)
+        if self._device.type == "cpu":
+            network.float()  # 16 bits are to save space; there is no arithmetic of them there to speak of
         self._network = network.to(self._device)
         if missing := {"codec", "size", "schedule"} - content.keys():
             raise ExportError(
                 f"{folder / 'config.json'}: says no {' and no '.join(sorted(missing))}. Export the run again."
             )
         self._codec = load_codec(content["codec"]).to(self._device)
-        self._encoders = load_encoders(folder / "encoders").to(self._device)
+        self._encoders = load_encoders(folder / content.get("encoders", "encoders")).to(self._device)
         self._schedule = content["schedule"]
+        settings = sampler_settings(folder, content.get("sampler", {}), given)
         window = min(settings.window, network.config.frames)
         self._settings = dataclasses.replace(settings, window=window, overlap=min(settings.overlap, window // 2))
         self.size = content["size"] if size is None else size
@@ -58,3 +64,13 @@ class DiffusionBackend:
         latents = sample(self._network, latent, source_pose, driving, self._settings, self._schedule)
         for picture in decode_frames(self._codec, latents):
             yield to_pictures(picture[None])[0]
+
+
+def sampler_settings(folder: Path, own: Mapping[str, Any], given: Mapping[str, Any]) -> SamplerSettings:
+    """The checkpoint's own, but for what is given. Raises ValueError, and `ExportError` where its own are none."""
+    try:
+        return SamplerSettings(**{**own, **given})
+    except TypeError as error:
+        raise ExportError(
+            f"{folder / 'config.json'}: no sampler's settings ({error}). Export the run again."
+        ) from error

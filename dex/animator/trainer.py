@@ -348,11 +348,11 @@ class Animator(L.LightningModule):
     ) -> dict[str, Float[Tensor, ""]]:
         """Means of a squared error over the regions that the loss names, by its names. A latent's cell belongs to a
         region as much as its pixels do."""
-        means = {}
+        means, (height, width) = {}, error.shape[-2:]
         for name, (lowest, highest) in REGIONS.items():
             if getattr(self.loss, name):
                 mask = region_mask(region.flatten(0, 1), lowest=lowest, highest=highest)
-                mask = F.adaptive_avg_pool2d(mask[:, None], error.shape[-2:])
+                mask = F.adaptive_avg_pool2d(mask[:, None], (height, width))
                 means[name] = (error.mean(dim=2).flatten(0, 1) * mask[:, 0]).sum() / mask.sum().clamp_min(1)
         return means
 
@@ -443,6 +443,7 @@ class Animator(L.LightningModule):
             "encoders_hash": encoders_hash(self.encoders_folder),
             "phase": self.phase,
             "schedule": self.schedule,
+            "sampler": {key: value for key, value in dataclasses.asdict(self.sampler).items() if key != "seed"},
             "size": getattr(getattr(self.trainer, "datamodule", None), "size", None),
             "crop": crop_contract(self),
         }

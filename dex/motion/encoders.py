@@ -14,7 +14,7 @@ from torch import Tensor
 from dex.motion.config import MotionConfig
 from dex.motion.generator import MotionGenerator, read_motion
 from dex.saved import ExportError as ExportError
-from dex.saved import load_exactly, read, write
+from dex.saved import load_exactly, read, weights_name, write
 
 ENCODERS = ("pose_encoder", "expression_encoder")
 GENERATOR_FILE, ENCODERS_FILE = "generator.safetensors", "encoders.safetensors"
@@ -34,8 +34,11 @@ def save_generator(
     """
     sections = {"network": dataclasses.asdict(config), "crop": crop, "provenance": provenance}
     write(folder, GENERATOR_FILE, sections, state)
-    encoders = {name: tensor for name, tensor in state.items() if name.split(".")[0] in ENCODERS}
-    write(folder / "encoders", ENCODERS_FILE, sections, encoders)
+    write(folder / "encoders", ENCODERS_FILE, sections, _of_encoders(state))
+
+
+def _of_encoders(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name.split(".")[0] in ENCODERS}
 
 
 def load_generator(folder: Path) -> tuple[MotionGenerator, dict[str, Any]]:
@@ -74,8 +77,8 @@ class Encoders(torch.nn.ModuleDict):
 
 
 def load_encoders(folder: Path) -> Encoders:
-    """The encoders of an export's encoders/. Raises `ExportError`."""
-    saved = read(folder, ENCODERS_FILE)
+    """The encoders of an export's encoders/, or of the whole export. Raises `ExportError`."""
+    saved = read(folder, GENERATOR_FILE if weights_name(folder) == GENERATOR_FILE else ENCODERS_FILE)
     encoders = Encoders(MotionConfig.from_dict(saved.content["network"]))
-    load_exactly(encoders, saved.state, folder)
+    load_exactly(encoders, _of_encoders(saved.state), folder)
     return encoders

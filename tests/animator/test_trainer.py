@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dex.animation.backends import load_backend
+from dex.animator.sampler import SamplerSettings
 from dex.animator.storage import load_animator
 from dex.animator.trainer import Animator, AnimatorOptimisation, DiffusionLoss
 from dex.batch import EYES, HEAD, MOUTH, Batch, to_float
@@ -375,6 +377,35 @@ def test_export_draws_what_the_trainer_draws_and_starts_the_video_phase(
     video = animator(tmp_path / "export" / "encoders", start=str(tmp_path / "export"), network=other)
     with pytest.raises(ExportError, match=rf"network.frames is {more - 1} there, here {more}; model.start needs"):
         video.setup("fit")
+
+
+def test_encoders_need_no_copy_where_the_motion_export_is_at_hand(encoders: Path, tmp_path: Path) -> None:
+    module = animator(encoders)
+    trainer(tmp_path, max_steps=2).fit(module, heads())
+    torch.manual_seed(0)
+    save_generator(tmp_path / "motion", TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
+    export(tmp_path / "last", tmp_path / "a")
+    export(tmp_path / "last", tmp_path / "b", encoders="../motion")
+    assert not (tmp_path / "b" / "encoders").exists()
+    copied, shared = (load_backend(tmp_path / name, None, None, 0, None, None) for name in "ab")
+    assert copied.encoders == shared.encoders
+    save_generator(tmp_path / "other", TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
+    with pytest.raises(ExportError, match=r"other: holds other encoders than .*Leave out --encoders"):
+        export(tmp_path / "last", tmp_path / "c", encoders="../other")
+
+
+def test_an_export_draws_as_its_validation_did(encoders: Path, tmp_path: Path) -> None:
+    module = animator(encoders, sampler=SamplerSettings(steps=7, scale=1.5, seed=3))
+    trainer(tmp_path, max_steps=2).fit(module, heads())
+    export(tmp_path / "last", tmp_path / "a")
+    said = load_backend(tmp_path / "a", None, None, 1, None, None).provenance
+    assert (said["steps"], said["guidance"], said["seed"]) == (7, 1.5, 1)
+    said = load_backend(tmp_path / "a", None, None, 0, 4, None).provenance
+    assert (said["steps"], said["guidance"]) == (4, 1.5)
+    config = tmp_path / "a" / "config.json"
+    config.write_text(config.read_text().replace('"scale"', '"scales"'))
+    with pytest.raises(ExportError, match=r"config.json: no sampler's settings .*scales"):
+        load_backend(tmp_path / "a", None, None, 0, None, None)
 
 
 def test_export_refuses_other_encoders(tmp_path: Path) -> None:
