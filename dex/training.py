@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,6 +35,13 @@ def rate_factor(step: int, warmup_steps: int, decay_steps: int) -> float:
     warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     done = min(1.0, step / decay_steps) if decay_steps else 0.0
     return warm * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def known_poses(
+    label: Float[Tensor, "*b 3 4"], weight: Float[Tensor, "*b"], read: Float[Tensor, "*b 3 4"]
+) -> Float[Tensor, "*b 3 4"]:
+    """Labels where there are any, elsewhere what the encoder reads."""
+    return torch.where((weight > 0)[..., None, None], label, read)
 
 
 @torch.no_grad()

@@ -42,19 +42,16 @@ def load_base(network: AnimatorUNet, base: str | Path) -> None:
     other additions stay as they are. Raises `BaseWeightsError`.
     """
     state = read_base(base, network.config)
-    network.reference.load_state_dict(fitting(network.reference, state), strict=False)
-    widened = dict(state)
-    with torch.no_grad():
-        first = network.denoiser.conv_in.weight.detach().clone()
-        first[:, : network.config.latent_channels] = state["conv_in.weight"]
-    widened["conv_in.weight"] = first
-    network.denoiser.load_state_dict(fitting(network.denoiser, widened), strict=False)
+    for unet in (network.reference, network.denoiser):
+        unet.load_state_dict(fitting(unet, state), strict=False)
 
 
 def fitting(unet: UNet2DConditionModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What of a checked base state the UNet has a place for."""
+    """What of a checked base state the UNet has a place for. What conv_in reads beside latents stays."""
     own = unet.state_dict()
-    return {key: tensor for key, tensor in state.items() if key in own}
+    first, latent = own["conv_in.weight"].clone(), state["conv_in.weight"]
+    first[:, : latent.shape[1]] = latent
+    return {key: tensor for key, tensor in state.items() if key in own} | {"conv_in.weight": first}
 
 
 def read_base(base: str | Path, config: AnimatorConfig) -> dict[str, Tensor]:

@@ -61,9 +61,8 @@ class SpaceToDepth(nn.Module):
         _check_size(self, pictures)
         return F.pixel_unshuffle(pictures.float(), self.factor) * PIXEL_SCALE
 
-    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "N c h w"]) -> Float[Tensor, "N 3 H W"]:
-        """May leave [-1, 1] where the latents do."""
+        """May leave [-1, 1] where the latents do. With a gradient, where there is one."""
         return F.pixel_shuffle(latents.float() / PIXEL_SCALE, self.factor)
 
 

@@ -58,8 +58,9 @@ class AnimatorConfig:
     frames: int = 24  # longest window of the temporal attention
     ray_map: bool = True  # the paper's ablations: without it,
     reference_warping: bool = True  # and without the warped residual
-    # (ours) Depth of the reference's volumes is counted from an average head's front, ± so much in canonical units (see
-    # `dex.motion.head_surface`); 0: of [-1, 1]³ as in the paper.
+    # (ours) Depth of the reference's volumes is counted from an average head's front, ± so much in canonical units, and
+    # both UNets are told where on that head each cell is (see `dex.motion.head_surface`), the denoiser beside its ray
+    # map and not without it. Square pictures only. 0: as in the paper, volumes of [-1, 1]³ and nothing else told.
     shell: float = 0.0
     unet: dict[str, Any] = field(default_factory=stable_diffusion)  # in_channels = out_channels = latent channels
 

@@ -196,7 +196,8 @@ class _Video:
 
     def frames(self, driving: Iterable[FrameMotion]) -> Iterator[Float[Tensor, "c h w"]]:
         with torch.no_grad():
-            reference = self.network.encode_reference(self.source_latent[None])
+            pose = self.source_pose[None].to(self.source_latent.device)
+            reference = self.network.encode_reference(self.source_latent[None], pose)
         trail: Trail = deque()
         for stretch in _stretches(iter(driving), self.settings):
             for frame in self._denoise(stretch, reference, trail).unbind():

@@ -22,7 +22,7 @@ from torch.nn import Parameter
 from dex.animator import pictures
 from dex.animator.base import load_base
 from dex.animator.blocks import DenoisingBlock, ReferenceBlock
-from dex.animator.codec import Codec, decode_frames, load_codec
+from dex.animator.codec import Codec, SpaceToDepth, decode_frames, load_codec
 from dex.animator.conditions import Conditions
 from dex.animator.config import AnimatorConfig
 from dex.animator.evaluation import AnimatorEvaluation, report
@@ -32,7 +32,8 @@ from dex.animator.unet import AnimatorUNet, stages
 from dex.batch import Batch
 from dex.data.shards import file_sha256
 from dex.motion.encoders import ENCODERS_FILE, Encoders, load_encoders
-from dex.motion.losses import REGIONS, region_mask
+from dex.motion.generator import expression_input
+from dex.motion.losses import REGIONS, feature_loss, region_mask
 from dex.muon import Muon
 from dex.saved import ExportError, check_same_network
 from dex.sharding import check_whole, fewest, shard
@@ -41,6 +42,7 @@ from dex.training import (
     check_finite,
     clip_gradient,
     crop_contract,
+    known_poses,
     rate_factor,
     step_random,
     training_device,
@@ -101,6 +103,8 @@ class DiffusionLoss:
     region_face: float = 0.0
     region_eyes: float = 0.0
     region_mouth: float = 0.0
+    # What the expression encoder sees in the face of ẑ_0, decoded, against what it sees in the target's: as in stage 1.
+    own_features: float = 0.0
 
     def __post_init__(self) -> None:
         if self.schedule == "zero_terminal_snr" and self.prediction == "epsilon":
@@ -108,6 +112,19 @@ class DiffusionLoss:
                 "loss: schedule zero_terminal_snr with prediction epsilon: at its end ε says nothing of the picture; "
                 "set loss.prediction to v_prediction or sample"
             )
+        if self.own_features and self.prediction != "sample":
+            raise ValueError(
+                f"loss: own_features looks at the network's estimate of the picture, and prediction is "
+                f"{self.prediction}; set loss.prediction to sample"
+            )
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What the network makes of noisy latents."""
+
+    estimate: Float[Tensor, "B F c h w"]  # of ε, v or z_0
+    error: Float[Tensor, "B F c h w"]  # its square, times the weight of t
 
 
 class Animator(L.LightningModule):
@@ -182,6 +199,11 @@ class Animator(L.LightningModule):
             return
         encoders, codec = load_encoders(self.encoders_folder), load_codec(self.codec_name)
         check_fit(self.network.config, encoders, codec)
+        if self.loss.own_features and not isinstance(codec, SpaceToDepth):
+            raise ValueError(
+                f"loss: own_features needs a gradient through the codec, and {codec.name} gives none; "
+                "set loss.own_features to 0, or codec to space-to-depth:4"
+            )
         device = training_device(self)
         self._frozen = [encoders.to(device), codec.to(device)]
         if stage == "fit":
@@ -239,15 +261,15 @@ class Animator(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         random = step_random(self, self.seed)
         source, driving = self.latents(batch)
-        conditions = self.conditions(batch, source)
-        if self.optimisation.teacher_poses:
-            conditions = with_labels(conditions, batch)
-        conditions = self.dropped(conditions, random)
-        error = self.squared_error(driving, conditions, random, self.loss.timesteps)
-        terms = {"denoising": error.mean(), **self.region_errors(error, batch.driving_region)}
+        conditions = self.dropped(self.conditions(batch, source, self.optimisation.teacher_poses), random)
+        denoised = self.denoise(driving, conditions, random, self.loss.timesteps)
+        terms = {"denoising": denoised.error.mean(), **self.region_errors(denoised.error, batch.driving_region)}
+        if self.loss.own_features:
+            terms["own_features"] = self.own_feature_loss(denoised.estimate, conditions.driving_pose, batch.driving)
         check_finite(self, {f"loss/{name}": term for name, term in terms.items()}, batch)
         self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()})
-        return terms["denoising"] + sum(getattr(self.loss, name) * terms[name] for name in terms if name in REGIONS)
+        weights = {"denoising": 1.0, **dataclasses.asdict(self.loss)}
+        return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         how = self.optimisation
@@ -275,26 +297,33 @@ class Animator(L.LightningModule):
         sources = len(batch.source)
         return encoded[:sources], encoded[sources:].unflatten(0, (sources, frames))
 
-    def conditions(self, batch: Batch, source_latent: Float[Tensor, "B c h w"]) -> Conditions:
-        """P_s, P_d and e read by the frozen encoders; the reference read from the source's latent."""
+    def conditions(self, batch: Batch, source_latent: Float[Tensor, "B c h w"], labels: bool = False) -> Conditions:
+        """P_s, P_d and e read by the frozen encoders (with `labels`, poses by the labels, where there are any); the
+        reference read from the source's latent."""
         pose_view = batch.driving if batch.pose_view is None else batch.pose_view
-        return self.conditions_of(batch.source, pose_view, batch.expression_view, source_latent)
+        source_pose, driving_pose = self.read_poses(batch.source, pose_view)
+        if labels:
+            source_pose = known_poses(batch.source_pose, batch.source_pose_weight, source_pose)
+            driving_pose = known_poses(batch.driving_pose, batch.driving_pose_weight, driving_pose)
+        return self.conditions_of(source_latent, source_pose, driving_pose, batch.expression_view)
 
     def conditions_of(
         self,
-        source: Float[Tensor, "B 3 H W"],
-        pose_view: Float[Tensor, "B K 3 H W"],
-        expression_view: Float[Tensor, "B K 3 H W"],
         source_latent: Float[Tensor, "B c h w"],
+        source_pose: Float[Tensor, "B 3 4"],
+        driving_pose: Float[Tensor, "B K 3 4"],
+        expression_view: Float[Tensor, "B K 3 H W"],
     ) -> Conditions:
-        """The same of pictures."""
-        shape = pose_view.shape[:2]
-        return Conditions(
-            source_pose=self.encoders.read_pose(source).float(),
-            driving_pose=self.encoders.read_pose(pose_view.flatten(0, 1)).float().unflatten(0, shape),
-            reference=self.network.encode_reference(source_latent),
-            expression=self.read_codes(expression_view.flatten(0, 1)).float().unflatten(0, shape),
-        )
+        codes = self.read_codes(expression_view.flatten(0, 1)).float()
+        reference = self.network.encode_reference(source_latent, source_pose)
+        return Conditions(source_pose, driving_pose, reference, codes.unflatten(0, expression_view.shape[:2]))
+
+    def read_poses(
+        self, source: Float[Tensor, "B 3 H W"], pose_view: Float[Tensor, "B K 3 H W"]
+    ) -> tuple[Float[Tensor, "B 3 4"], Float[Tensor, "B K 3 4"]]:
+        """P_s and P_d, by the frozen encoder."""
+        driving = self.encoders.read_pose(pose_view.flatten(0, 1)).float().unflatten(0, pose_view.shape[:2])
+        return self.encoders.read_pose(source).float(), driving
 
     @property
     def joint_code(self) -> bool:
@@ -317,16 +346,16 @@ class Animator(L.LightningModule):
         self, latent: Float[Tensor, "B F c h w"], conditions: Conditions, random: torch.Generator
     ) -> Float[Tensor, ""]:
         """‖ε − ε_θ(z_t, c; t)‖², or the same of v or z_0, over all t alike."""
-        return self.squared_error(latent, conditions, random).mean()
+        return self.denoise(latent, conditions, random).error.mean()
 
-    def squared_error(
+    def denoise(
         self,
         latent: Float[Tensor, "B F c h w"],
         conditions: Conditions,
         random: torch.Generator,
         timesteps: Literal["uniform", "rising"] = "uniform",
-    ) -> Float[Tensor, "B F c h w"]:
-        """(ε − ε_θ(z_t, c; t))² times the weight of t, or the same of v or z_0; one t for all frames of a sample."""
+    ) -> Denoised:
+        """The network on latents with noise of random steps; one t for all frames of a sample."""
         noise = torch.randn(latent.shape, generator=random, device=latent.device)
         count = self.noising.config.num_train_timesteps
         t = torch.randint(count, (len(latent),), generator=random, device=latent.device)
@@ -341,7 +370,8 @@ class Animator(L.LightningModule):
                 wanted = self.noising.get_velocity(latent, noise, t)
             case "sample":
                 wanted = latent
-        return (estimate.float() - wanted).square() * self.snr_weight(t)[:, None, None, None, None]
+        error = (estimate.float() - wanted).square() * self.snr_weight(t)[:, None, None, None, None]
+        return Denoised(estimate, error)
 
     def region_errors(
         self, error: Float[Tensor, "B F c h w"], region: Int[Tensor, "B F H W"]
@@ -355,6 +385,20 @@ class Animator(L.LightningModule):
                 mask = F.adaptive_avg_pool2d(mask[:, None], (height, width))
                 means[name] = (error.mean(dim=2).flatten(0, 1) * mask[:, 0]).sum() / mask.sum().clamp_min(1)
         return means
+
+    def own_feature_loss(
+        self,
+        estimate: Float[Tensor, "B F c h w"],
+        pose: Float[Tensor, "B F 3 4"],
+        real: Float[Tensor, "B F 3 H W"],
+    ) -> Float[Tensor, ""]:
+        """The frozen expression encoder on the faces of ẑ_0 and of I_d, at the same place."""
+        encoder, config = self.encoders["expression_encoder"], self.encoders.config
+        poses = pose.flatten(0, 1)
+        with torch.no_grad():
+            wanted = encoder(expression_input(real.flatten(0, 1), poses, config), layers=True)
+        fake = self.codec.decode(estimate.flatten(0, 1))
+        return feature_loss(encoder(expression_input(fake, poses, config), layers=True), wanted)
 
     def snr_weight(self, t: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
         """min(SNR, γ) for z_0, / SNR for ε, / (SNR + 1) for v (Hang et al. 2023); 1 with γ = 0."""
@@ -415,7 +459,7 @@ class Animator(L.LightningModule):
     ) -> Float[Tensor, "N 3 H W"]:
         """One picture of each source, each drawn by itself from the same noise; in [-1, 1]."""
         latent = self.codec.encode(source)
-        told = self.conditions_of(source, pose_view[:, None], expression_view[:, None], latent)
+        told = self.conditions_of(latent, *self.read_poses(source, pose_view[:, None]), expression_view[:, None])
         return self.reenact(latent, told)[:, 0]
 
     def on_validation_epoch_end(self) -> None:
@@ -447,14 +491,6 @@ class Animator(L.LightningModule):
             "size": getattr(getattr(self.trainer, "datamodule", None), "size", None),
             "crop": crop_contract(self),
         }
-
-
-def with_labels(conditions: Conditions, batch: Batch) -> Conditions:
-    """The labels' poses in place of the encoder's, where there are labels."""
-    source = torch.where(batch.source_pose_weight[:, None, None] > 0, batch.source_pose, conditions.source_pose)
-    known = batch.driving_pose_weight[:, :, None, None] > 0
-    driving = torch.where(known, batch.driving_pose, conditions.driving_pose)
-    return dataclasses.replace(conditions, source_pose=source, driving_pose=driving)
 
 
 def check_fit(config: AnimatorConfig, encoders: Encoders, codec: Codec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -22,7 +23,8 @@ from dex.animator.conditions import (
     per_frame,
 )
 from dex.animator.config import AnimatorConfig
-from dex.pose import full_precision, ray_map
+from dex.motion.head_surface import CHANNELS, coordinates
+from dex.pose import base_grid, full_precision, ray_map
 
 __all__ = ["AnimatorUNet", "Conditions", "Reference"]
 
@@ -67,7 +69,9 @@ class ReferenceUNet(UNet2DConditionModel):
 
 
 def reference_unet(config: AnimatorConfig) -> ReferenceUNet:
-    unet = ReferenceUNet.from_config(config.unet)
+    latent = config.latent_channels
+    unet = ReferenceUNet.from_config({**config.unet, "in_channels": latent + where_channels(config)})
+    nn.init.zeros_(unet.conv_in.weight.data[:, latent:])
     last = len(blocks_of(unet)) - 1
     replace_blocks(unet, lambda original, number: ReferenceBlock(original, number, ends=number == last))
     transformers(unet)[-1].proj_out = nn.Identity()
@@ -75,10 +79,36 @@ def reference_unet(config: AnimatorConfig) -> ReferenceUNet:
     return unet
 
 
+def pose_channels(config: AnimatorConfig) -> int:
+    """Of what the denoiser's first convolution is told of the poses: the ray map, and along a shell `where`."""
+    return (3 + where_channels(config)) if config.ray_map else 0
+
+
+def where_channels(config: AnimatorConfig) -> int:
+    return CHANNELS + PLACES if config.shell else 0
+
+
+# Halves of a period over the picture of the waves that say where in it a cell is
+_PERIODS = (1, 2, 4)
+PLACES = 2 * (1 + 2 * len(_PERIODS))
+
+
+def where(pose: Float[Tensor, "N 3 4"], size: int) -> Float[Tensor, "N w size size"]:
+    """Of each cell where on an average head in that pose it looks, and where in the picture it is **(ours)**.
+
+    By the one a face's parts are found in another pose, by the other a background where it was. A UNet that starts from
+    nothing takes long to know either: its convolutions have but the picture's edge to tell.
+    """
+    picture = base_grid(size, size, device=pose.device).movedim(-1, 0)
+    waves = [wave(period * math.pi / 2 * picture) for period in _PERIODS for wave in (torch.sin, torch.cos)]
+    places = torch.cat([picture, *waves]).expand(len(pose), -1, -1, -1)
+    return torch.cat([coordinates(pose, size), places], dim=1)
+
+
 def denoising_unet(config: AnimatorConfig) -> UNet2DConditionModel:
-    """Stable Diffusion's UNet with the animator's blocks, its first convolution widened by the ray map's 3 channels."""
+    """Stable Diffusion's UNet with the animator's blocks, its first convolution widened by the pose's channels."""
     latent = config.latent_channels
-    unet = UNet2DConditionModel.from_config({**config.unet, "in_channels": latent + 3 * config.ray_map})
+    unet = UNet2DConditionModel.from_config({**config.unet, "in_channels": latent + pose_channels(config)})
     replace_blocks(unet, lambda original, number: DenoisingBlock(original, number, config))
     nn.init.zeros_(unet.conv_in.weight.data[:, latent:])
     return unet
@@ -97,9 +127,18 @@ class AnimatorUNet(nn.Module):
         self.reference = reference_unet(config)
         self.denoiser = denoising_unet(config)
 
-    def encode_reference(self, source_latent: Float[Tensor, "B c h w"]) -> Reference:
-        """Once a source, at t = 0, never per step. Under gradient where the caller allows it (the image phase)."""
-        return Reference(*self.reference(source_latent.to(self.reference.dtype)))
+    def encode_reference(
+        self, source_latent: Float[Tensor, "B c h w"], source_pose: Float[Tensor, "B 3 4"] | None = None
+    ) -> Reference:
+        """Once a source, at t = 0, never per step. Under gradient where the caller allows it (the image phase).
+
+        Along a shell it is told where on the source's head each cell is, by `source_pose`.
+        """
+        latent = source_latent.to(self.reference.dtype)
+        if self.config.shell:
+            assert source_pose is not None, "along a shell the reference is read with its pose"
+            latent = torch.cat([latent, where(source_pose, latent.shape[2]).to(latent)], dim=1)
+        return Reference(*self.reference(latent))
 
     def forward(
         self,
@@ -122,7 +161,7 @@ class AnimatorUNet(nn.Module):
         told = None if conditions is None else self.frame_by_frame(conditions, frames)
         latent = z.flatten(0, 1).to(self.denoiser.dtype)
         if self.config.ray_map:
-            latent = torch.cat([latent, self.rays(latent, told)], dim=1)
+            latent = torch.cat([latent, self.pose_maps(latent, told)], dim=1)
         steps = timestep.repeat_interleave(frames)
         read = {"conditions": BlockConditions((z.shape[3], z.shape[4]), frames, temporal, told)}
         noise = self.denoiser(latent, steps, None, cross_attention_kwargs=read, return_dict=False)[0]
@@ -147,15 +186,18 @@ class AnimatorUNet(nn.Module):
             return None
         return expression.flatten(0, 1).unflatten(1, (self.config.expression_tokens, -1)).to(self.denoiser.dtype)
 
-    def rays(self, latent: Float[Tensor, "BF c h w"], told: FrameConditions | None) -> Float[Tensor, "BF 3 h w"]:
-        """The ray map in the latent's precision, computed in float32; zero for ∅, as for the identity."""
+    def pose_maps(self, latent: Float[Tensor, "BF c h w"], told: FrameConditions | None) -> Float[Tensor, "BF p h w"]:
+        """The ray map, and along a shell where on the driving head each cell is, in the latent's precision, computed in
+        float32; zero for ∅."""
         size = latent.shape[2:]
         if told is None:
-            return latent.new_zeros(latent.shape[0], 3, *size)
+            return latent.new_zeros(latent.shape[0], pose_channels(self.config), *size)
         with full_precision(latent):
-            rays = ray_map(told.source_pose.float(), told.driving_pose.float(), *size)
-        rays = rays.to(latent.dtype)
-        return rays if told.keep is None else rays * told.keep[..., None]
+            maps = ray_map(told.source_pose.float(), told.driving_pose.float(), *size)
+            if self.config.shell:
+                maps = torch.cat([maps, where(told.driving_pose.float(), size[0])], dim=1)
+        maps = maps.to(latent.dtype)
+        return maps if told.keep is None else maps * told.keep[..., None]
 
     def temporal_parameters(self) -> Iterator[nn.Parameter]:
         """What the video phase trains: the temporal attention of every block."""
@@ -173,6 +215,10 @@ class AnimatorUNet(nn.Module):
         with torch.no_grad():
             for block in blocks_of(self.denoiser):
                 block.open_additions()
+            if self.config.shell:
+                for unet in (self.reference, self.denoiser):
+                    added = unet.conv_in.weight[:, self.config.latent_channels :]
+                    nn.init.normal_(added, std=unet.conv_in.weight[0].numel() ** -0.5)
 
     def enable_gradient_checkpointing(self) -> None:
         """Keeps the activations at the blocks' borders only, and computes the others again in the backward pass."""

@@ -35,6 +35,7 @@ from dex.training import (
     check_finite,
     clip_gradient,
     crop_contract,
+    known_poses,
     rate_factor,
     step_random,
     training_device,
@@ -269,7 +270,7 @@ class MotionTrainer(L.LightningModule):
         """The expression encoder on the faces of Î and of I_d, at the same place and behind the same augmentation; it
         is taught nothing by this."""
         fake, real = generated.fake.flatten(0, 1), batch.driving.flatten(0, 1)
-        pose = known_poses(batch.driving_pose, batch.driving_pose_weight, generated.driving_pose.detach())
+        pose = known_poses(batch.driving_pose, batch.driving_pose_weight, generated.driving_pose.detach()).flatten(0, 1)
         encoder, state = self.generator.expression_encoder, random.get_state()
         with torch.no_grad():
             wanted = encoder(
@@ -415,13 +416,6 @@ class MotionTrainer(L.LightningModule):
 
     def report(self, figures: Mapping[str, float]) -> str:
         return report(figures)
-
-
-def known_poses(
-    label: Float[Tensor, "B K 3 4"], weight: Float[Tensor, "B K"], read: Float[Tensor, "B K 3 4"]
-) -> Float[Tensor, "N 3 4"]:
-    """Labels where there are any, elsewhere what the encoder reads; N = B·K."""
-    return torch.where((weight > 0)[..., None, None], label, read).flatten(0, 1)
 
 
 @contextmanager

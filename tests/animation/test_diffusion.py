@@ -78,9 +78,9 @@ def test_references(animator: Path, material: Path, tmp_path: Path, monkeypatch:
     latents: list[torch.Tensor] = []
     encode = AnimatorUNet.encode_reference
 
-    def counted(self: AnimatorUNet, source_latent: torch.Tensor) -> Reference:
+    def counted(self: AnimatorUNet, source_latent: torch.Tensor, source_pose: torch.Tensor) -> Reference:
         latents.append(source_latent)
-        return encode(self, source_latent)
+        return encode(self, source_latent, source_pose)
 
     monkeypatch.setattr(AnimatorUNet, "encode_reference", counted)
     assert run(animator, material, tmp_path, "--steps", 1) == 0

@@ -49,9 +49,8 @@ def random_conditions(network: AnimatorUNet, samples: int = 2, frames: int = 3, 
     config = network.config
     source = torch.randn(samples, config.latent_channels, size, size)
     expression = torch.randn(samples, frames, config.expression_dim)
-    return Conditions(
-        random_poses(samples), random_poses(samples, frames), network.encode_reference(source), expression
-    )
+    poses = random_poses(samples), random_poses(samples, frames)
+    return Conditions(*poses, network.encode_reference(source, poses[0]), expression)
 
 
 def away_from_zero(network: AnimatorUNet, scale: float = 0.05) -> AnimatorUNet:

@@ -35,7 +35,7 @@ class GaussianDenoiser(nn.Module):
         self.references = 0
         self.calls: list[tuple[float, str, int]] = []  # timestep, branch, windows
 
-    def encode_reference(self, source_latent: Tensor) -> Reference:
+    def encode_reference(self, source_latent: Tensor, source_pose: Tensor) -> Reference:
         self.references += 1
         return Reference((torch.zeros(1, 1, 1),), (torch.zeros(1, 1, 1),))
 

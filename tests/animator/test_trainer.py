@@ -119,7 +119,7 @@ def test_frozen_parts_are_nowhere_but_in_use(encoders: Path, tmp_path: Path) -> 
 # What helps a training from nothing, all of it
 FROM_NOTHING: dict[str, Any] = {
     "network": dataclasses.replace(TINY_PIXELS, shell=0.3),
-    "loss": DiffusionLoss("sample", "zero_terminal_snr", timesteps="rising", region_eyes=4, region_mouth=4),
+    "loss": DiffusionLoss("sample", "zero_terminal_snr", timesteps="rising", region_eyes=4, own_features=0.05),
     "optimisation": AnimatorOptimisation(2e-3, muon=0.02, weight_decay=0, warmup_steps=3, teacher_poses=True),
 }
 
@@ -238,7 +238,7 @@ def test_rising_time_steps_are_drawn_in_proportion_to_themselves(encoders: Path,
     module.network = Notes()
     latent, random = torch.zeros(4000, 1, 1, 1, 1), torch.Generator().manual_seed(0)
     for timesteps, mean, below_half in (("uniform", 1 / 2, 1 / 2), ("rising", 2 / 3, 1 / 4)):
-        module.squared_error(latent, conditions, random, timesteps)
+        module.denoise(latent, conditions, random, timesteps)
         drawn = seen.pop() / 1000
         assert drawn.mean().item() == pytest.approx(mean, abs=0.02)
         assert (drawn < 0.5).float().mean().item() == pytest.approx(below_half, abs=0.03)
@@ -272,6 +272,34 @@ def test_a_region_counts_as_much_as_it_is_asked_to(encoders: Path, batch: Batch)
     plain, once, twice = loss(), loss(region_mouth=1), loss(region_mouth=2)
     assert once > plain
     assert twice - plain == pytest.approx(2 * (once - plain), rel=1e-3)
+
+
+def test_the_encoder_looks_at_what_the_network_thinks_the_picture_is(encoders: Path, batch: Batch) -> None:
+    module = ready(encoders, loss=DiffusionLoss("sample", "zero_terminal_snr", own_features=0.1))
+    module.log_dict = lambda values: logged.update(values)  # type: ignore[method-assign]
+    logged: dict[str, Tensor] = {}
+    total = module.training_step(batch, 0)
+    assert total.item() == pytest.approx(
+        logged["loss/denoising"].item() + 0.1 * logged["loss/own_features"].item(), rel=1e-5
+    )
+    _, driving = module.latents(batch)
+    assert module.own_feature_loss(driving, batch.driving_pose, batch.driving).item() < 1e-4
+    mouths = batch.driving.clone()
+    mouths[batch.driving_region[:, :, None].expand_as(mouths) == MOUTH] = -1
+    estimate = module.codec.encode(mouths.flatten(0, 1)).unflatten(0, mouths.shape[:2]).requires_grad_(True)
+    module.own_feature_loss(estimate, batch.driving_pose, batch.driving).backward()
+    assert estimate.grad is not None
+    assert estimate.grad.any()
+    assert all(p.grad is None for p in module.encoders.parameters())
+
+
+def test_what_the_encoder_cannot_look_at_is_refused(encoders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"prediction is v_prediction; set loss\.prediction to sample"):
+        DiffusionLoss("v_prediction", own_features=1)
+    vae = SimpleNamespace(channels=48, name="some/vae", to=lambda _: vae)
+    monkeypatch.setattr("dex.animator.trainer.load_codec", lambda _: vae)
+    with pytest.raises(ValueError, match=r"some/vae gives none; set loss.own_features to 0, or codec"):
+        ready(encoders, loss=DiffusionLoss("sample", own_features=1))
 
 
 def test_labels_poses_are_told_in_training_alone(encoders: Path, batch: Batch, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dex.animator.config import AnimatorConfig, stable_diffusion
 from dex.animator.storage import load_animator, save_animator
-from dex.animator.unet import AnimatorUNet, Conditions, Reference, blocks_of
+from dex.animator.unet import PLACES, AnimatorUNet, Conditions, Reference, blocks_of
+from dex.motion.head_surface import CHANNELS, coordinates
 from dex.pose import identity_pose, ray_map
 from dex.saved import ExportError
 from tests.animator.conftest import TINY, TINY_UNET, away_from_zero, random_conditions, random_poses
@@ -72,6 +73,34 @@ def test_the_ray_map_is_of_the_latents_size_for_each_frame(moved: AnimatorUNet) 
     moved(*noisy(), given)
     expected = torch.stack([ray_map(given.source_pose, given.driving_pose[:, f], 16, 16) for f in range(3)], 1)
     torch.testing.assert_close(seen["rays"][0].unflatten(0, (2, 3)), expected)
+
+
+@torch.no_grad()
+def test_along_a_shell_both_networks_are_told_where_each_cell_looks(tiny: AnimatorConfig) -> None:
+    network = AnimatorUNet(dataclasses.replace(tiny, shell=0.3))
+    given, noise = random_conditions(network), noisy()
+    seen = watch(network)
+    assert torch.equal(network(*noise, given), network(*noise, None))  # at zero in the beginning, as all additions
+    rays, places = seen["rays"][0].unflatten(0, (2, 3)).split([3, CHANNELS + PLACES], dim=2)
+    expected = torch.stack([ray_map(given.source_pose, given.driving_pose[:, f], 16, 16) for f in range(3)], 1)
+    torch.testing.assert_close(rays, expected)
+    torch.testing.assert_close(places[1, :, :CHANNELS], coordinates(given.driving_pose[1], 16))
+    picture = places[:, :, CHANNELS:].flatten(0, 1)
+    assert torch.equal(picture[0], picture[5])
+    assert len(picture[0].flatten(1).T.unique(dim=0)) == 16 * 16  # no two cells are told the same
+    assert not seen["rays"][1].any()
+    network.open_additions()
+    assert (network(*noise, given) - network(*noise, None)).abs().max() > 1e-2
+    network(*noise, dataclasses.replace(given, keep=torch.tensor([True, False])))
+    kept = seen["rays"][-1].unflatten(0, (2, 3))
+    assert torch.equal(kept[0], seen["rays"][0].unflatten(0, (2, 3))[0])
+    assert not kept[1].any()
+    source = torch.randn(2, 4, 16, 16)
+    here, there = (network.encode_reference(source, pose).tokens[0] for pose in random_poses(2, 2))
+    assert (here - there).abs().max() > 1e-2
+    without = AnimatorUNet(dataclasses.replace(tiny, shell=0.3, ray_map=False))
+    assert without.denoiser.conv_in.weight.shape[1] == tiny.latent_channels
+    without.open_additions()
 
 
 @torch.no_grad()
