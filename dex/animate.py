@@ -24,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--demo",
         action="store_true",
-        help="drawn heads through the small model that is part of dex; needs nothing else",
+        help="drawn heads through the small models that are part of dex; needs nothing else",
     )
     add("-s", "--source", type=Path, metavar="FILE", help="picture, or video to be edited frame by frame")
     add("--checkpoint", type=Path, metavar="DIR", help="what python -m dex.export wrote, or its run")
@@ -152,13 +152,13 @@ def animate(options: argparse.Namespace) -> None:
 
 
 def show_demo(options: argparse.Namespace) -> None:
-    """Raises ValueError where anything but -o was asked for as well."""
-    usual = vars(make_parser().parse_args(["--demo"])) | {"out": options.out}
+    """Raises ValueError where anything but -o and --backend was asked for as well."""
+    usual = vars(make_parser().parse_args(["--demo"])) | {"out": options.out, "backend": options.backend}
     if given := [f"--{name.replace('_', '-')}" for name, value in vars(options).items() if value != usual[name]]:
-        raise ValueError(f"--demo chooses everything itself but -o; leave out {', '.join(given)}")
+        raise ValueError(f"--demo chooses everything itself but -o and --backend; leave out {', '.join(given)}")
     from dex.animation import demo  # the renderer of heads takes seconds to compile
 
-    for result in demo.run(options.out, warn):
+    for result in demo.run(options.out, options.backend or "motion", warn):
         tell(result)
 
 

@@ -101,12 +101,21 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
         "steps": trained["step"],
         "seconds": None if trained["continued"] else trained["seconds"],  # of a whole training only
         "threads": threads(asked),
-        "config": yaml.safe_load((run / "config.yaml").read_text())["model"],
+        "config": config_of(run, asked.runs),
     }
     path = file_of(asked, name, seed)
     with ONE_AT_A_TIME:  # it takes all cores
         measured(questions_of(asked.preset, asked.out), backend, asked.preset, model).save(path)
     return path
+
+
+def config_of(run: Path, runs: Path) -> dict[str, Any]:
+    """The training's model settings; stage 1's encoders by their path from `runs`, which says nothing of a machine."""
+    config = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    settings = config["init_args"]
+    if "encoders" in settings:
+        settings["encoders"] = Path(settings["encoders"]).resolve().relative_to(runs.resolve()).as_posix()
+    return config
 
 
 def exported(asked: argparse.Namespace, name: str, seed: int) -> Path:

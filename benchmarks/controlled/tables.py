@@ -28,7 +28,7 @@ def load(folder: Path, preset: str) -> list[Result]:
     return found
 
 
-BASE = "everything"  # what the others are compared with
+BASES = ("everything", "animator")  # of each stage, what the others of it are compared with
 FRONT = ("I_pp", "I_ee", "I_pe", "I_ep", "S")
 BEHIND = ("probe_r2/pose_from_expression", "probe_r2/identity_from_expression", "background_drift", "residual")
 
@@ -46,9 +46,12 @@ def table(results: Sequence[Result]) -> str:
     for name in order:
         gains = [mean(by_name[name], metric_id(f"gain/{control}")) for control in NAMES]
         lines.append(line([name, *map(shown, gains)]))
-    if rest := [name for name in order if name != BASE and name in VARIANTS and BASE in by_name]:
-        lines += ["", line(["the method less …, tuple by tuple", *FRONT]), line(["---"] * (1 + len(FRONT)))]
-        lines += [line([VARIANTS[name].words, *differences(by_name[BASE], by_name[name])]) for name in rest]
+    for base in (name for name in BASES if name in by_name):
+        stage = [name for name in order if name in VARIANTS and VARIANTS[name].stage == VARIANTS[base].stage]
+        if rest := [name for name in stage if name != base]:
+            lines += ["", line([f"{VARIANTS[base].words}, less …, tuple by tuple", *FRONT])]
+            lines += [line(["---"] * (1 + len(FRONT)))]
+            lines += [line([VARIANTS[name].words, *differences(by_name[base], by_name[name])]) for name in rest]
     return "\n".join([*lines, "", *notes(results)])
 
 

@@ -1,4 +1,4 @@
-"""`python -m dex.animate --demo`: a drawn portrait moved by two drawn drivers, through the model in dex/assets."""
+"""`python -m dex.animate --demo`: a drawn portrait moved by two drawn drivers, through the models in dex/assets."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from dex.data.synthetic.render import render
 from dex.data.synthetic.splits import identity_seed
 from dex.video import write_clip
 
-MODEL = Path(__file__).parents[1] / "assets" / "demo"
+ASSETS = Path(__file__).parents[1] / "assets"
+MODELS = {"motion": ASSETS / "demo", "diffusion": ASSETS / "demo_animator"}  # by backend
 FRAMES = 75  # three seconds
 SIZE = 128  # of the material; the model's own is enlarged to it
 PORTRAIT, POSE_DRIVER, EXPRESSION_DRIVER = 1, 4, 10  # identities of the test split
 
 
-def run(out: Path, warn: Callable[[str], None]) -> Iterator[Result]:
+def run(out: Path, kind: str, warn: Callable[[str], None]) -> Iterator[Result]:
     """Pose from one driver and expression from the other; then the pose alone; then the expression alone.
 
-    Writes its three inputs to `out` first, so that they can be driven again by hand. Raises ValueError and OSError.
+    `kind`: "motion" or "diffusion". Writes its three inputs to `out` first, so that they can be driven again by hand.
+    Raises ValueError and OSError.
     """
-    backend = load_backend(MODEL, None, None, 0, None, None)
+    backend = load_backend(MODELS[kind], kind, None, 0, None, None)
     portrait, pose, expression = write_material(out)
     for poses, expressions in ((pose, expression), (pose, None), (None, expression)):
         yield reenact(

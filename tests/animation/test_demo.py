@@ -1,5 +1,6 @@
 """`python -m dex.animate --demo`: the shipped model moves what it is asked to, and says what it cannot be asked."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,17 +15,16 @@ from dex.animate import main
 from dex.animation import demo
 from dex.animation.backends import load_backend, to_network
 from dex.pose import geodesic, split_pose
-from dex.saved import read
 from dex.video import iter_frames
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=demo.MODELS)
+def out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     done = subprocess.run(
-        [sys.executable, "-m", "dex.animate", "--demo", "-o", str(folder)],
+        [sys.executable, "-m", "dex.animate", "--demo", "--backend", request.param, "-o", str(folder)],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -34,7 +34,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def motion_of(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Poses and codes that the model itself reads from every fifth frame."""
-    backend = load_backend(demo.MODEL, None, None, 0, None, None)
+    backend = load_backend(demo.MODELS["motion"], None, None, 0, None, None)
     frames = [frame for i, (_, frame) in enumerate(iter_frames(path)) if i % 5 == 0]
     small = [np.asarray(Image.fromarray(f).resize((backend.size, backend.size), Image.Resampling.BOX)) for f in frames]
     return backend.read_motion(to_network(small))
@@ -64,14 +64,19 @@ def test_both_follow_their_own_driver(out: Path) -> None:
     assert apart.mean() < strangers.mean() / 1.5
 
 
-def test_the_model_is_small_and_says_where_it_is_from() -> None:
-    size = sum(path.stat().st_size for path in demo.MODEL.parent.rglob("*") if path.is_file())
-    assert size < 12e6
-    card = (demo.MODEL / "README.md").read_text()
-    content = read(demo.MODEL, "generator.safetensors").content
+@pytest.mark.parametrize("folder", demo.MODELS.values(), ids=demo.MODELS.keys())
+def test_a_model_says_where_it_is_from(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    content = json.loads((folder / "config.json").read_text())
     assert content["provenance"]["checkpoint"] in card
-    for word in ("Data", "Commit", "Configuration", "Limits", "Licence"):
+    for word in ("Data", "Commit", "Configuration", "Figures", "Limits", "Licence"):
         assert word in card
+
+
+def test_the_models_are_small_and_share_their_encoders() -> None:
+    assert sum(path.stat().st_size for path in demo.ASSETS.rglob("*") if path.is_file()) < 12e6
+    motion, diffusion = (load_backend(folder, kind, None, 0, None, None) for kind, folder in demo.MODELS.items())
+    assert motion.encoders == diffusion.encoders
 
 
 def test_it_chooses_everything_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

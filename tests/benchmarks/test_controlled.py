@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from benchmarks.controlled import __main__ as controlled
-from benchmarks.controlled.__main__ import RunError, main, make_all, questions_of
+from benchmarks.controlled.__main__ import RunError, config_of, main, make_all, questions_of
 from benchmarks.controlled.measuring import REFERENCES, SQUARES, entry, metric_id
 from benchmarks.controlled.tables import differences, load, pooled, squares, table
 from benchmarks.controlled.variants import PRESETS, VARIANTS, Preset
@@ -124,7 +124,25 @@ def test_variants_are_compared_tuple_by_tuple(tmp_path: Path) -> None:
     assert cells[:3] == ["+0.20 [+0.20, +0.20]", "+0.20 [+0.20, +0.20]", "+0.00 [+0.00, +0.00]"]
     said = table([made["everything"][0], made["no-augmentation"][0]])
     assert "| without both | +0.20 [+0.20, +0.20] |" in said
-    assert "the method less" not in table(made["everything"])
+    assert "less …" not in table(made["everything"])
+
+
+def test_stage_2_is_compared_with_stage_2(tmp_path: Path) -> None:
+    for name, factor in {"everything": 0.9, "no-augmentation": 0.8, "animator": 0.7, "no-ray-map": 0.5}.items():
+        make_result(tmp_path, name, 0, factor)
+    first, second = table(load(tmp_path, "small")).split("less …, tuple by tuple")[1:]
+    assert "| without both | +0.10" in first
+    assert "stage 2" not in first.splitlines()[2]
+    assert "| stage 2 without ray map | +0.20" in second
+
+
+def test_a_result_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny-animator-0"
+    run.mkdir(parents=True)
+    encoders = tmp_path / "runs" / "tiny-everything-0" / "export" / "encoders"
+    (run / "config.yaml").write_text(f"model:\n  init_args: {{seed: 0, encoders: {encoders}}}\n")
+    found = config_of(run, tmp_path / "runs")["init_args"]
+    assert found == {"seed": 0, "encoders": "tiny-everything-0/export/encoders"}
 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
