@@ -134,7 +134,8 @@ def notes(results: Sequence[Result]) -> list[str]:
     drifts = {name: median_drift([r for r in results if r.method == name]) for name in VARIANTS}
     if said := ", ".join(f"{name} {drift:.1f}°" for name, drift in drifts.items() if drift is not None):
         lines.append(f"- Median over tuples of the pose's drift under an edit of the expression: {said}.")
-    timed = [result.content for result in results if result.content["model"].get("seconds")]
+    own_trainings = (r for r in results if r.method in VARIANTS and VARIANTS[r.method].of is None)
+    timed = [result.content for result in own_trainings if result.content["model"].get("seconds")]
     seconds = [content["model"]["seconds"] for content in timed]
     devices = sorted({f"{c['environment']['device']}, {c['model']['threads']} threads" for c in timed})
     if seconds:
