@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dex import checkpoint
+from dex.animation.backends import fingerprint
 from dex.animator import trainer as animator
 from dex.animator.config import AnimatorConfig
 from dex.animator.storage import save_animator
@@ -55,7 +55,7 @@ def export_animator(
         )
     if shared is not None:
         there = (out / shared).resolve()  # `out` may not be there yet
-        if not same_weights(load_encoders(there), load_encoders(encoders)):
+        if fingerprint(dict(load_encoders(there))) != fingerprint(dict(load_encoders(encoders))):
             raise ExportError(f"{there}: holds other encoders than {encoders}. Leave out --encoders to copy those.")
     state = tensors(path, "model.network.", half)
     average = tensors(path, "model.average.", half)
@@ -72,11 +72,6 @@ def export_animator(
     save_animator(out, AnimatorConfig.from_dict(said["animator_config"]), state, sections)
     if shared is None:
         shutil.copytree(encoders, out / "encoders", dirs_exist_ok=True)
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def tensors(path: Path, prefix: str, half: bool) -> dict[str, Tensor]:

@@ -37,6 +37,19 @@ def rate_factor(step: int, warmup_steps: int, decay_steps: int) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def remember_rates(optimizer: torch.optim.Optimizer) -> None:
+    """What `scale_rates` multiplies; part of the optimizer's state, and so of a checkpoint."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """`factor` times the rates it was made with; returns that of the last group, which is always Adam's."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["initial_lr"]
+    return optimizer.param_groups[-1]["lr"]
+
+
 def known_poses(
     label: Float[Tensor, "*b 3 4"], weight: Float[Tensor, "*b"], read: Float[Tensor, "*b 3 4"]
 ) -> Float[Tensor, "*b 3 4"]:

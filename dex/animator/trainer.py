@@ -33,7 +33,7 @@ from dex.batch import Batch
 from dex.data.shards import file_sha256
 from dex.motion.encoders import ENCODERS_FILE, Encoders, load_encoders
 from dex.motion.generator import expression_input
-from dex.motion.losses import REGIONS, feature_loss, region_mask
+from dex.motion.losses import masked_mean, own_feature_loss, region_masks
 from dex.muon import Muon
 from dex.saved import ExportError, check_same_network
 from dex.sharding import check_whole, fewest, shard
@@ -44,6 +44,8 @@ from dex.training import (
     crop_contract,
     known_poses,
     rate_factor,
+    remember_rates,
+    scale_rates,
     step_random,
     training_device,
     update_average,
@@ -252,8 +254,7 @@ class Animator(L.LightningModule):
             made: torch.optim.Optimizer = Muon(self.trained, how.muon, [], how.learning_rate, **adam)
         else:
             made = torch.optim.AdamW(self.trained, how.learning_rate, weight_decay=how.weight_decay, **adam)
-        for group in made.param_groups:
-            group["initial_lr"] = group["lr"]
+        remember_rates(made)
         return made
 
     # ---- training ----------------------------------------------------------------------------------------------------
@@ -273,11 +274,9 @@ class Animator(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         how = self.optimisation
-        factor = rate_factor(self.global_step, how.warmup_steps, how.decay_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = factor * group["initial_lr"]
+        rate = scale_rates(optimizer, rate_factor(self.global_step, how.warmup_steps, how.decay_steps))
         norm = clip_gradient(self.trained, how.clip_norm)
-        self.log_dict({"grad_norm/animator": norm, "learning_rate/animator": factor * how.learning_rate})
+        self.log_dict({"grad_norm/animator": norm, "learning_rate/animator": rate})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Not in on_train_batch_end: a checkpoint is written before that.
@@ -378,13 +377,11 @@ class Animator(L.LightningModule):
     ) -> dict[str, Float[Tensor, ""]]:
         """Means of a squared error over the regions that the loss names, by its names. A latent's cell belongs to a
         region as much as its pixels do."""
-        means, (height, width) = {}, error.shape[-2:]
-        for name, (lowest, highest) in REGIONS.items():
-            if getattr(self.loss, name):
-                mask = region_mask(region.flatten(0, 1), lowest=lowest, highest=highest)
-                mask = F.adaptive_avg_pool2d(mask[:, None], (height, width))
-                means[name] = (error.mean(dim=2).flatten(0, 1) * mask[:, 0]).sum() / mask.sum().clamp_min(1)
-        return means
+        cells, (height, width) = error.mean(dim=2).flatten(0, 1), error.shape[-2:]
+        return {
+            name: masked_mean(cells, F.adaptive_avg_pool2d(mask, (height, width)))
+            for name, mask in region_masks(self.loss, region.flatten(0, 1)).items()
+        }
 
     def own_feature_loss(
         self,
@@ -393,12 +390,9 @@ class Animator(L.LightningModule):
         real: Float[Tensor, "B F 3 H W"],
     ) -> Float[Tensor, ""]:
         """The frozen expression encoder on the faces of ẑ_0 and of I_d, at the same place."""
-        encoder, config = self.encoders["expression_encoder"], self.encoders.config
-        poses = pose.flatten(0, 1)
-        with torch.no_grad():
-            wanted = encoder(expression_input(real.flatten(0, 1), poses, config), layers=True)
-        fake = self.codec.decode(estimate.flatten(0, 1))
-        return feature_loss(encoder(expression_input(fake, poses, config), layers=True), wanted)
+        pictures = self.codec.decode(estimate.flatten(0, 1)), real.flatten(0, 1)
+        seen = (expression_input(picture, pose.flatten(0, 1), self.encoders.config) for picture in pictures)
+        return own_feature_loss(self.encoders["expression_encoder"], *seen)
 
     def snr_weight(self, t: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
         """min(SNR, γ) for z_0, / SNR for ε, / (SNR + 1) for v (Hang et al. 2023); 1 with γ = 0."""

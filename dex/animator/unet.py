@@ -23,7 +23,7 @@ from dex.animator.conditions import (
     per_frame,
 )
 from dex.animator.config import AnimatorConfig
-from dex.motion.head_surface import CHANNELS, coordinates
+from dex.motion.head_surface import CHANNELS, coordinates, with_waves
 from dex.pose import base_grid, full_precision, ray_map
 
 __all__ = ["AnimatorUNet", "Conditions", "Reference"]
@@ -69,13 +69,19 @@ class ReferenceUNet(UNet2DConditionModel):
 
 
 def reference_unet(config: AnimatorConfig) -> ReferenceUNet:
-    latent = config.latent_channels
-    unet = ReferenceUNet.from_config({**config.unet, "in_channels": latent + where_channels(config)})
-    nn.init.zeros_(unet.conv_in.weight.data[:, latent:])
+    unet = widened(ReferenceUNet, config, where_channels(config))
     last = len(blocks_of(unet)) - 1
     replace_blocks(unet, lambda original, number: ReferenceBlock(original, number, ends=number == last))
     transformers(unet)[-1].proj_out = nn.Identity()
     unet.conv_norm_out, unet.conv_act, unet.conv_out = nn.Identity(), nn.Identity(), nn.Identity()
+    return unet
+
+
+def widened(kind: Any, config: AnimatorConfig, added: int) -> Any:  # diffusers' classes carry no types
+    """Stable Diffusion's UNet whose first convolution reads `added` channels beside the latent, at zero at first."""
+    latent = config.latent_channels
+    unet = kind.from_config({**config.unet, "in_channels": latent + added})
+    nn.init.zeros_(unet.conv_in.weight.data[:, latent:])
     return unet
 
 
@@ -88,9 +94,9 @@ def where_channels(config: AnimatorConfig) -> int:
     return CHANNELS + PLACES if config.shell else 0
 
 
-# Halves of a period over the picture of the waves that say where in it a cell is
-_PERIODS = (1, 2, 4)
-PLACES = 2 * (1 + 2 * len(_PERIODS))
+# Of the waves that say where in the picture a cell is: half a period over it, a whole one, two
+_FREQUENCIES = (math.pi / 2, math.pi, 2 * math.pi)
+PLACES = 2 * (1 + 2 * len(_FREQUENCIES))
 
 
 def where(pose: Float[Tensor, "N 3 4"], size: int) -> Float[Tensor, "N w size size"]:
@@ -100,17 +106,14 @@ def where(pose: Float[Tensor, "N 3 4"], size: int) -> Float[Tensor, "N w size si
     nothing takes long to know either: its convolutions have but the picture's edge to tell.
     """
     picture = base_grid(size, size, device=pose.device).movedim(-1, 0)
-    waves = [wave(period * math.pi / 2 * picture) for period in _PERIODS for wave in (torch.sin, torch.cos)]
-    places = torch.cat([picture, *waves]).expand(len(pose), -1, -1, -1)
+    places = with_waves(picture, _FREQUENCIES, dim=0).expand(len(pose), -1, -1, -1)
     return torch.cat([coordinates(pose, size), places], dim=1)
 
 
 def denoising_unet(config: AnimatorConfig) -> UNet2DConditionModel:
     """Stable Diffusion's UNet with the animator's blocks, its first convolution widened by the pose's channels."""
-    latent = config.latent_channels
-    unet = UNet2DConditionModel.from_config({**config.unet, "in_channels": latent + pose_channels(config)})
+    unet = widened(UNet2DConditionModel, config, pose_channels(config))
     replace_blocks(unet, lambda original, number: DenoisingBlock(original, number, config))
-    nn.init.zeros_(unet.conv_in.weight.data[:, latent:])
     return unet
 
 

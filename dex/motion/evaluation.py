@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
 from dex.batch import EYES, MOUTH, Batch
-from dex.motion.losses import region_mask
+from dex.motion.losses import masked_mean, region_mask
 from dex.pose import euler_from_matrix, geodesic, relative_pose, split_pose
 
 POSE_COMPONENTS = ("yaw", "pitch", "roll", "tx", "ty", "log_scale")
@@ -54,7 +54,7 @@ class MotionEvaluation(nn.Module):
             mask = region_mask(region, lowest=lowest, highest=highest)
             for metric, picture in ((self.swap[name], fake.flatten(0, 1)), (self.copy[name], source)):
                 error = ((picture.clamp(-1, 1) - truth) / 2).abs().mean(dim=1)
-                metric.update((error * mask).sum() / mask.sum().clamp_min(1), mask.sum())
+                metric.update(masked_mean(error, mask), mask.sum())
 
     def _update_pose(self, batch: Batch, source: Float[Tensor, "N 3 4"], driving: Float[Tensor, "N 3 4"]) -> None:
         drivers = batch.driving_pose.shape[1]

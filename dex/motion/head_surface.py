@@ -8,6 +8,8 @@ belongs, and what the source's own front hides is outside of the volume. The net
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -54,8 +56,13 @@ def coordinates(pose: Float[Tensor, "N 3 4"], size: int) -> Float[Tensor, "N CHA
         points, inside = front_points(pose, size)
         inverse = invert(pose)
         canonical = torch.einsum("nij,npj->nip", inverse[..., :3], points) + inverse[:, :, 3:]
-        waves = [wave(k * canonical) for k in _FREQUENCIES for wave in (torch.sin, torch.cos)]
-        return torch.cat([canonical, *waves, inside.clamp(-1, 1)[:, None]], dim=1).unflatten(2, (size, size))
+        places = with_waves(canonical, _FREQUENCIES, dim=1)
+        return torch.cat([places, inside.clamp(-1, 1)[:, None]], dim=1).unflatten(2, (size, size))
+
+
+def with_waves(values: Float[Tensor, "*b"], frequencies: Sequence[float], dim: int) -> Float[Tensor, "*c"]:
+    """Coordinates and, behind them along `dim`, their sines and cosines, by which a network tells near ones apart."""
+    return torch.cat([values, *(wave(k * values) for k in frequencies for wave in (torch.sin, torch.cos))], dim=dim)
 
 
 def warp_shell(

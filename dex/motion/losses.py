@@ -52,7 +52,7 @@ class LossWeights:
 
 
 # Of the losses on regions: first and last label.
-REGIONS = {"region_face": (FACE, MOUTH), "region_eyes": (EYES, EYES), "region_mouth": (MOUTH, MOUTH)}
+_REGIONS = {"region_face": (FACE, MOUTH), "region_eyes": (EYES, EYES), "region_mouth": (MOUTH, MOUTH)}
 
 
 def multi_scale_l1(fake: Float[Tensor, "N 3 H W"], real: Float[Tensor, "N 3 H W"], halvings: int = 3) -> Tensor:
@@ -69,14 +69,27 @@ def region_l1(
     fake: Float[Tensor, "N 3 H W"], real: Float[Tensor, "N 3 H W"], mask: Float[Tensor, "N H W"]
 ) -> Float[Tensor, ""]:
     """Mean |fake - real| over the masked pixels of the whole batch; 0 where the mask is empty."""
-    error = (fake - real).abs().mean(dim=1)
-    return (error * mask).sum() / mask.sum().clamp_min(1)
+    return masked_mean((fake - real).abs().mean(dim=1), mask)
+
+
+def masked_mean(values: Float[Tensor, "N H W"], mask: Float[Tensor, "N H W"]) -> Float[Tensor, ""]:
+    """Over the masked places of the whole batch; 0 where the mask is empty."""
+    return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
 def region_mask(region: Int[Tensor, "N H W"], *, lowest: int, highest: int = MOUTH) -> Float[Tensor, "N H W"]:
     """1 where the label lies in [lowest, highest], dilated by one pixel: an edge is half of a feature."""
     mask = ((region >= lowest) & (region <= highest)).float()
     return F.max_pool2d(mask[:, None], 3, stride=1, padding=1)[:, 0]
+
+
+def region_masks(weight: object, region: Int[Tensor, "N H W"]) -> dict[str, Float[Tensor, "N H W"]]:
+    """Of the regions whose loss has a weight among either stage's, by the name of the weight."""
+    return {
+        name: region_mask(region, lowest=lowest, highest=highest)
+        for name, (lowest, highest) in _REGIONS.items()
+        if getattr(weight, name)
+    }
 
 
 def reconstruction_losses(
@@ -89,10 +102,16 @@ def reconstruction_losses(
     losses = {"l1": F.l1_loss(fake, real)}
     if weight.multi_scale:
         losses["multi_scale"] = multi_scale_l1(fake, real)
-    for name, (lowest, highest) in REGIONS.items():
-        if getattr(weight, name):
-            losses[name] = region_l1(fake, real, region_mask(region, lowest=lowest, highest=highest))
-    return losses
+    return losses | {name: region_l1(fake, real, mask) for name, mask in region_masks(weight, region).items()}
+
+
+def own_feature_loss(
+    encoder: nn.Module, fake: Float[Tensor, "N 3 H W"], real: Float[Tensor, "N 3 H W"]
+) -> Float[Tensor, ""]:
+    """What the expression encoder sees on its way in faces of outputs, against what it sees in those of targets."""
+    with torch.no_grad():
+        wanted = encoder(real, layers=True)
+    return feature_loss(encoder(fake, layers=True), wanted)
 
 
 def feature_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Float[Tensor, ""]:

@@ -37,6 +37,8 @@ from dex.training import (
     crop_contract,
     known_poses,
     rate_factor,
+    remember_rates,
+    scale_rates,
     step_random,
     training_device,
     update_average,
@@ -136,8 +138,8 @@ class MotionTrainer(L.LightningModule):
         if self.discriminator is not None:
             rate = settings.discriminator_learning_rate
             made.append(torch.optim.Adam(self.discriminator.parameters(), rate, **adam))
-        for group in (group for optimizer in made for group in optimizer.param_groups):
-            group["initial_lr"] = group["lr"]
+        for optimizer in made:
+            remember_rates(optimizer)
         return made
 
     def setup(self, stage: str) -> None:
@@ -272,16 +274,12 @@ class MotionTrainer(L.LightningModule):
         fake, real = generated.fake.flatten(0, 1), batch.driving.flatten(0, 1)
         pose = known_poses(batch.driving_pose, batch.driving_pose_weight, generated.driving_pose.detach()).flatten(0, 1)
         encoder, state = self.generator.expression_encoder, random.get_state()
-        with torch.no_grad():
-            wanted = encoder(
-                pose_augment(expression_input(real, pose, self.network), self.pose_augmentation, random), layers=True
-            )
-        random.set_state(state)
+        seen = []
+        for picture in (fake, real):
+            random.set_state(state)
+            seen.append(pose_augment(expression_input(picture, pose, self.network), self.pose_augmentation, random))
         with freeze(encoder):
-            found = encoder(
-                pose_augment(expression_input(fake, pose, self.network), self.pose_augmentation, random), layers=True
-            )
-        return losses.feature_loss(found, wanted)
+            return losses.own_feature_loss(encoder, *seen)
 
     def anchor_losses(
         self,
@@ -353,11 +351,8 @@ class MotionTrainer(L.LightningModule):
         return found if isinstance(found, list) else [found]
 
     def set_rate(self, optimizer: torch.optim.Optimizer) -> float:
-        """Of this step; returns that of the last group, which is always Adam's."""
-        factor = self.optimisation.factor(self.global_step)
-        for group in optimizer.param_groups:
-            group["lr"] = factor * group["initial_lr"]
-        return optimizer.param_groups[-1]["lr"]
+        """Of this step; returns Adam's."""
+        return scale_rates(optimizer, self.optimisation.factor(self.global_step))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # As plain numbers: an export reads the checkpoint without unpickling classes.
