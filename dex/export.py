@@ -9,7 +9,6 @@ place of the copy). `python -m dex.animate` takes both.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from torch import Tensor
 
 from dex import checkpoint
 from dex.animation.backends import fingerprint
-from dex.animator import trainer as animator
 from dex.animator.config import AnimatorConfig
 from dex.animator.storage import save_animator
 from dex.motion.config import MotionConfig
-from dex.motion.encoders import load_encoders, save_generator
+from dex.motion.encoders import copy_encoders, encoders_hash, load_encoders, save_generator
 from dex.saved import ExportError
 
 
@@ -48,7 +46,7 @@ def export_animator(
     not copied."""
     trained = said["animator"]
     encoders = Path(trained["encoders"])
-    if animator.encoders_hash(encoders) != trained["encoders_hash"]:
+    if encoders_hash(encoders) != trained["encoders_hash"]:
         raise ExportError(
             f"{encoders}: not the encoders that this animator was trained on. "
             "Put those of its training back; expression codes of others mean nothing to it."
@@ -71,7 +69,7 @@ def export_animator(
     }
     save_animator(out, AnimatorConfig.from_dict(said["animator_config"]), state, sections)
     if shared is None:
-        shutil.copytree(encoders, out / "encoders", dirs_exist_ok=True)
+        copy_encoders(encoders, out / "encoders")
 
 
 def tensors(path: Path, prefix: str, half: bool) -> dict[str, Tensor]:

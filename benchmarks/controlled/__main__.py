@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, required=True)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT", help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the preset's")
+    parser.add_argument(
+        "--encoders", type=Path, metavar="DIR", help="what all of stage 2 stands on, instead of (a) of its seed"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/controlled"), help="folder of the trainings")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time, which share the cores")
@@ -102,6 +105,7 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
         "seconds": None if trained["continued"] else trained["seconds"],  # of a whole training only
         "threads": threads(asked),
         "config": config_of(run, asked.runs),
+        "encoders_fingerprint": backend.encoders,
     }
     path = file_of(asked, name, seed)
     with ONE_AT_A_TIME:  # it takes all cores
@@ -110,11 +114,14 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
 
 
 def config_of(run: Path, runs: Path) -> dict[str, Any]:
-    """The training's model settings; stage 1's encoders by their path from `runs`, which says nothing of a machine."""
+    """The training's model settings. Stage 1's encoders by their path from `runs`, or from what holds the project, or
+    by their folder's name alone: that says nothing of a machine."""
     config = yaml.safe_load((run / "config.yaml").read_text())["model"]
     settings = config["init_args"]
     if "encoders" in settings:
-        settings["encoders"] = Path(settings["encoders"]).resolve().relative_to(runs.resolve()).as_posix()
+        encoders = Path(settings["encoders"]).resolve()
+        within = [folder for folder in (runs.resolve(), CONFIGS.parent) if encoders.is_relative_to(folder)]
+        settings["encoders"] = encoders.relative_to(within[0]).as_posix() if within else encoders.name
     return config
 
 
@@ -150,7 +157,8 @@ def train(asked: argparse.Namespace, run: Path, variant: Variant, seed: int) -> 
     }
     if variant.stage == 2:
         with ONE_AT_A_TIME:  # its result file may be there without its run
-            change["model.init_args.encoders"] = exported(asked, "everything", seed) / "export" / "encoders"
+            encoders = asked.encoders or exported(asked, "everything", seed) / "export" / "encoders"
+            change["model.init_args.encoders"] = encoders
     arguments = [f"--{key}={value}" for key, value in change.items()]
     preset = PRESETS[asked.preset]
     configs = preset.motion if variant.stage == 1 else preset.animator

@@ -30,12 +30,11 @@ from dex.animator.sampler import NOISE_SCHEDULE, ZERO_TERMINAL_SNR, SamplerSetti
 from dex.animator.storage import load_animator
 from dex.animator.unet import AnimatorUNet, stages
 from dex.batch import Batch
-from dex.data.shards import file_sha256
-from dex.motion.encoders import ENCODERS_FILE, Encoders, load_encoders
+from dex.motion.encoders import Encoders, encoders_hash, load_encoders
 from dex.motion.generator import expression_input
 from dex.motion.losses import masked_mean, own_feature_loss, region_masks
 from dex.muon import Muon
-from dex.saved import ExportError, check_same_network
+from dex.saved import check_same_network
 from dex.sharding import check_whole, fewest, shard
 from dex.speed import compile_blocks, to_channels_last
 from dex.training import (
@@ -500,11 +499,3 @@ def check_fit(config: AnimatorConfig, encoders: Encoders, codec: Codec) -> None:
             f"codec {codec.name} makes latents of {codec.channels} channels, network.unet is made for "
             f"{config.latent_channels}: set unet.in_channels and out_channels to {codec.channels}"
         )
-
-
-def encoders_hash(folder: Path) -> str:
-    """sha256 of an encoders/ folder's weights. Raises `ExportError` where there are none."""
-    weights = folder / ENCODERS_FILE
-    if not weights.is_file():
-        raise ExportError(f"{weights}: not found. Write it with `python -m dex.export` of a motion trainer's run.")
-    return file_sha256(weights)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from dex.data.shards import file_sha256
 from dex.motion.config import MotionConfig
 from dex.motion.generator import MotionGenerator, read_motion
 from dex.saved import ExportError as ExportError
@@ -35,6 +36,25 @@ def save_generator(
     sections = {"network": dataclasses.asdict(config), "crop": crop, "provenance": provenance}
     write(folder, GENERATOR_FILE, sections, state)
     write(folder / "encoders", ENCODERS_FILE, sections, _of_encoders(state))
+
+
+def copy_encoders(folder: Path, to: Path) -> None:
+    """The encoders alone, of an export's encoders/ or of the whole export. Raises `ExportError`."""
+    saved = read(folder, _file_of(folder))
+    sections = {name: saved.content.get(name) for name in ("network", "crop", "provenance")}
+    write(to, ENCODERS_FILE, sections, _of_encoders(saved.state))
+
+
+def encoders_hash(folder: Path) -> str:
+    """sha256 of the weights in an export's encoders/, or in the whole export. Raises `ExportError`."""
+    weights = folder / _file_of(folder)
+    if not weights.is_file():
+        raise ExportError(f"{weights}: not found. Write it with `python -m dex.export` of a motion trainer's run.")
+    return file_sha256(weights)
+
+
+def _file_of(folder: Path) -> str:
+    return GENERATOR_FILE if weights_name(folder) == GENERATOR_FILE else ENCODERS_FILE
 
 
 def _of_encoders(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +98,7 @@ class Encoders(torch.nn.ModuleDict):
 
 def load_encoders(folder: Path) -> Encoders:
     """The encoders of an export's encoders/, or of the whole export. Raises `ExportError`."""
-    saved = read(folder, GENERATOR_FILE if weights_name(folder) == GENERATOR_FILE else ENCODERS_FILE)
+    saved = read(folder, _file_of(folder))
     encoders = Encoders(MotionConfig.from_dict(saved.content["network"]))
     load_exactly(encoders, _of_encoders(saved.state), folder)
     return encoders

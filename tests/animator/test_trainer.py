@@ -21,7 +21,7 @@ from dex.callbacks.checkpoints import Checkpoints
 from dex.checkpoint import stored
 from dex.data.synthetic.module import SyntheticHeads
 from dex.export import export
-from dex.motion.encoders import save_generator
+from dex.motion.encoders import load_encoders, save_generator
 from dex.motion.generator import MotionGenerator
 from dex.saved import ExportError
 from dex.sharding import FullySharded
@@ -420,6 +420,18 @@ def test_encoders_need_no_copy_where_the_motion_export_is_at_hand(encoders: Path
     save_generator(tmp_path / "other", TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
     with pytest.raises(ExportError, match=r"other: holds other encoders than .*Leave out --encoders"):
         export(tmp_path / "last", tmp_path / "c", encoders="../other")
+
+
+def test_a_whole_motion_export_has_encoders_too(encoders: Path, tmp_path: Path) -> None:
+    trainer(tmp_path, max_steps=1).fit(animator(encoders.parent), heads())
+    export(tmp_path / "last", tmp_path / "export")
+    assert sorted(path.name for path in (tmp_path / "export" / "encoders").iterdir()) == [
+        "config.json",
+        "encoders.safetensors",
+    ]
+    theirs, copied = load_encoders(encoders), load_encoders(tmp_path / "export" / "encoders")
+    assert theirs.config == copied.config
+    torch.testing.assert_close(copied.state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
 def test_an_export_draws_as_its_validation_did(encoders: Path, tmp_path: Path) -> None:

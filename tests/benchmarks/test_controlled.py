@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import yaml
 
 from benchmarks.controlled import __main__ as controlled
-from benchmarks.controlled.__main__ import RunError, config_of, main, make_all, questions_of
+from benchmarks.controlled.__main__ import RunError, config_of, main, make_all, questions_of, train
 from benchmarks.controlled.measuring import REFERENCES, SQUARES, entry, metric_id
 from benchmarks.controlled.tables import differences, load, pooled, squares, table
 from benchmarks.controlled.variants import PRESETS, VARIANTS, Preset
@@ -38,7 +39,14 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(controlled, "PRESETS", {"tiny": preset})
     questions_of.cache_clear()
     return argparse.Namespace(
-        preset="tiny", only=None, seeds=None, runs=tmp_path / "runs", out=tmp_path / "out", processes=1, table=False
+        preset="tiny",
+        only=None,
+        seeds=None,
+        encoders=None,
+        runs=tmp_path / "runs",
+        out=tmp_path / "out",
+        processes=1,
+        table=False,
     )
 
 
@@ -136,13 +144,42 @@ def test_stage_2_is_compared_with_stage_2(tmp_path: Path) -> None:
     assert "| stage 2 without ray map | +0.20" in second
 
 
-def test_a_result_names_no_folder_of_the_machine(tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "tiny-animator-0"
+@pytest.mark.parametrize(
+    ("encoders", "named"),
+    [
+        ("RUNS/tiny-everything-0/export/encoders", "tiny-everything-0/export/encoders"),
+        (ROOT / "dex" / "assets" / "demo", "dex/assets/demo"),
+        ("RUNS/../mine/encoders", "encoders"),
+    ],
+)
+def test_a_result_names_no_folder_of_the_machine(tmp_path: Path, encoders: str | Path, named: str) -> None:
+    runs = tmp_path / "runs"
+    run = runs / "tiny-animator-0"
     run.mkdir(parents=True)
-    encoders = tmp_path / "runs" / "tiny-everything-0" / "export" / "encoders"
-    (run / "config.yaml").write_text(f"model:\n  init_args: {{seed: 0, encoders: {encoders}}}\n")
-    found = config_of(run, tmp_path / "runs")["init_args"]
-    assert found == {"seed": 0, "encoders": "tiny-everything-0/export/encoders"}
+    where = str(encoders).replace("RUNS", str(runs))
+    (run / "config.yaml").write_text(f"model:\n  init_args: {{seed: 0, encoders: {where}}}\n")
+    assert config_of(run, runs)["init_args"] == {"seed": 0, "encoders": named}
+
+
+@pytest.mark.parametrize("given", [None, Path("dex/assets/demo")])
+def test_stage_2_stands_on_its_seeds_stage_1_or_on_what_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Path | None
+) -> None:
+    stage_1 = tmp_path / "small-everything-1"
+    (stage_1 / "export").mkdir(parents=True)
+    (stage_1 / "export" / "config.json").touch()
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    asked = argparse.Namespace(preset="small", runs=tmp_path, encoders=given, processes=1)
+    train(asked, tmp_path / "small-animator-1", VARIANTS["animator"], 1)
+    expected = given or stage_1 / "export" / "encoders"
+    assert f"--model.init_args.encoders={expected}" in commands[0]
+    assert [command[2] for command in commands] == ["dex.fit", "dex.export"]
 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
