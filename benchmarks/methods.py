@@ -98,7 +98,7 @@ class CheckpointMethod:
         provenance = self._backend.provenance
         self.description = {
             "checkpoint_sha256": checkpoint_sha256(checkpoint),
-            "sampler": {name: provenance[name] for name in ("steps", "guidance") if name in provenance} or None,
+            "sampler": provenance.get("sampler"),
             "seeds": [seed],
             "dtype": "float32",
             "provenance": provenance,

@@ -96,11 +96,11 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
     backend = load_backend(run, None, None, 0, None, None, **(variant.sampler or {}))
     trained = json.loads((run / "result.json").read_text())
     model = {
+        **backend.provenance,
         "name": name,
         "letter": variant.letter,
-        "seed": seed,
+        "seed": seed,  # of the training
         "checkpoint_sha256": checkpoint_sha256(run),
-        **backend.provenance,
         "steps": trained["step"],
         "seconds": None if trained["continued"] else trained["seconds"],  # of a whole training only
         "threads": threads(asked),

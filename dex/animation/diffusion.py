@@ -49,7 +49,7 @@ class DiffusionBackend:
             raise ValueError(f"--size {self.size}: this checkpoint needs a multiple of {step}")
         self.joint_code = self._encoders.config.joint_code
         self.crop, self.encoders, self.provenance = described(content, dict(self._encoders), "diffusion")
-        self.provenance |= {"steps": settings.steps, "guidance": settings.scale, "seed": settings.seed}
+        self.provenance |= {"sampler": dataclasses.asdict(self._settings)}
 
     @torch.inference_mode()
     def read_motion(self, pictures: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor, "N E"]]:

@@ -46,7 +46,7 @@ def test_video_and_motion(animator: Path, checkpoint: Path, material: Path, tmp_
     assert slow.encoders == fast.encoders
     torch.testing.assert_close(slow.pose, fast.pose)
     torch.testing.assert_close(slow.expression, fast.expression)
-    assert slow.provenance["checkpoint"]["steps"] == 2
+    assert slow.provenance["checkpoint"]["sampler"]["steps"] == 2
 
 
 def test_seed_steps_and_guidance_reach_the_sampler(animator: Path, material: Path, tmp_path: Path) -> None:

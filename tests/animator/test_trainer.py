@@ -438,10 +438,10 @@ def test_an_export_draws_as_its_validation_did(encoders: Path, tmp_path: Path) -
     module = animator(encoders, sampler=SamplerSettings(steps=7, scale=1.5, seed=3))
     trainer(tmp_path, max_steps=2).fit(module, heads())
     export(tmp_path / "last", tmp_path / "a")
-    said = load_backend(tmp_path / "a", None, None, 1, None, None).provenance
-    assert (said["steps"], said["guidance"], said["seed"]) == (7, 1.5, 1)
-    said = load_backend(tmp_path / "a", None, None, 0, 4, None).provenance
-    assert (said["steps"], said["guidance"]) == (4, 1.5)
+    said = load_backend(tmp_path / "a", None, None, 1, None, None).provenance["sampler"]
+    assert (said["steps"], said["scale"], said["delay"], said["seed"]) == (7, 1.5, 5, 1)
+    said = load_backend(tmp_path / "a", None, None, 0, 4, None, 2).provenance["sampler"]
+    assert (said["steps"], said["scale"], said["delay"]) == (4, 1.5, 2)
     config = tmp_path / "a" / "config.json"
     config.write_text(config.read_text().replace('"scale"', '"scales"'))
     with pytest.raises(ExportError, match=r"config.json: no sampler's settings .*scales"):

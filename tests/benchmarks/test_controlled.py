@@ -4,13 +4,14 @@ import argparse
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from benchmarks.controlled import __main__ as controlled
-from benchmarks.controlled.__main__ import RunError, config_of, main, make_all, questions_of, train
+from benchmarks.controlled.__main__ import RunError, config_of, main, make, make_all, questions_of, train
 from benchmarks.controlled.measuring import REFERENCES, SQUARES, entry, metric_id
 from benchmarks.controlled.tables import differences, load, pooled, squares, table
 from benchmarks.controlled.variants import PRESETS, VARIANTS, Preset
@@ -180,6 +181,32 @@ def test_stage_2_stands_on_its_seeds_stage_1_or_on_what_is_given(
     expected = given or stage_1 / "export" / "encoders"
     assert f"--model.init_args.encoders={expected}" in commands[0]
     assert [command[2] for command in commands] == ["dex.fit", "dex.export"]
+
+
+def test_a_result_has_the_seed_of_the_training_and_the_sampler_that_drew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "small-animator-1"
+    (run / "export").mkdir(parents=True)
+    (run / "export" / "config.json").touch()
+    (run / "config.yaml").write_text("model: {init_args: {}}")
+    (run / "result.json").write_text('{"step": 2000, "seconds": 1.0, "continued": false}')
+    backend = SimpleNamespace(provenance={"sampler": {"seed": 0, "delay": 0}, "step": 2000, "seed": 0}, encoders="")
+    given: dict[str, object] = {}
+    monkeypatch.setattr(controlled, "load_backend", lambda *_, **sampler: given.update(sampler) or backend)
+    monkeypatch.setattr(controlled, "questions_of", lambda *_: None)
+    monkeypatch.setattr(controlled, "checkpoint_sha256", lambda _: {})
+
+    def measured(_: object, __: object, preset: str, model: dict[str, object]) -> Result:
+        content = {"schema": 1, "id": "", "task": "controlled", "dataset": {"name": preset}, "model": model}
+        return Result(content | {"metrics": []}, [])
+
+    monkeypatch.setattr(controlled, "measured", measured)
+    asked = argparse.Namespace(preset="small", runs=tmp_path, out=tmp_path, encoders=None, processes=1)
+    model = json.loads(make(asked, "standard-guidance", 1).read_text())["model"]
+    assert given == {"delay": 0, "blend": 0}
+    assert (model["name"], model["seed"], model["steps"]) == ("standard-guidance", 1, 2000)
+    assert model["sampler"] == {"seed": 0, "delay": 0}
 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
