@@ -37,6 +37,7 @@ class DiffusionBackend:
             raise ExportError(
                 f"{folder / 'config.json'}: says no {' and no '.join(sorted(missing))}. Export the run again."
             )
+        self._temporal = network.is_temporal()
         self._codec = load_codec(content["codec"]).to(self._device)
         self._encoders = load_encoders(folder / content.get("encoders", "encoders")).to(self._device)
         self._schedule = content["schedule"]
@@ -61,7 +62,7 @@ class DiffusionBackend:
         self, source: Float[Tensor, "3 H W"], source_pose: Float[Tensor, "3 4"], driving: Iterable[FrameMotion]
     ) -> Iterator[Shaped[np.ndarray, "H W 3"]]:
         latent = self._codec.encode(source[None].to(self._device))[0]
-        latents = sample(self._network, latent, source_pose, driving, self._settings, self._schedule)
+        latents = sample(self._network, latent, source_pose, driving, self._settings, self._schedule, self._temporal)
         for picture in decode_frames(self._codec, latents):
             yield to_pictures(picture[None])[0]
 

@@ -102,14 +102,16 @@ def sample(
     driving: Iterable[FrameMotion],
     settings: SamplerSettings = SamplerSettings(),
     schedule: Mapping[str, Any] = NOISE_SCHEDULE,
+    temporal: bool = True,
 ) -> Iterator[Float[Tensor, "c h w"]]:
     """Latents of the video, frame by frame, float32 on the device of `source_latent`, which must be the network's.
 
+    `temporal`: with the temporal attention; without is the same in half the time where it was never trained.
     `driving` is read as needed, one window (or batch of windows) and one frame ahead. The source is encoded once.
     Raises `ValueError` for an unknown or unfit scheduler at once, and for no driving frame at the first frame.
     """
     make_scheduler(settings, schedule)
-    return _Video(network, source_latent, source_pose, settings, schedule).frames(driving)
+    return _Video(network, source_latent, source_pose, settings, schedule, temporal).frames(driving)
 
 
 def from_schedule(kind: Any, schedule: Mapping[str, Any]) -> Any:
@@ -193,6 +195,7 @@ class _Video:
     source_pose: Float[Tensor, "3 4"]
     settings: SamplerSettings
     schedule: Mapping[str, Any]
+    temporal: bool
 
     def frames(self, driving: Iterable[FrameMotion]) -> Iterator[Float[Tensor, "c h w"]]:
         with torch.no_grad():
@@ -257,7 +260,7 @@ class _Video:
         weights = branch_weights(step, len(timesteps), scale=how.scale, delay=how.delay, blend=how.blend)
         estimate = torch.zeros_like(z)
         for branch, weight in weights.items():
-            estimate += weight * self.network(z, t, given[branch], temporal=True)
+            estimate += weight * self.network(z, t, given[branch], temporal=self.temporal)
         return estimate
 
 

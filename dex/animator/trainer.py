@@ -298,11 +298,14 @@ class Animator(L.LightningModule):
     def conditions(self, batch: Batch, source_latent: Float[Tensor, "B c h w"], labels: bool = False) -> Conditions:
         """P_s, P_d and e read by the frozen encoders (with `labels`, poses by the labels, where there are any); the
         reference read from the source's latent."""
+        source_weight, driving_weight = batch.source_pose_weight, batch.driving_pose_weight
+        if labels and (source_weight > 0).all() and (driving_weight > 0).all():  # nothing is left to be read
+            return self.conditions_of(source_latent, batch.source_pose, batch.driving_pose, batch.expression_view)
         pose_view = batch.driving if batch.pose_view is None else batch.pose_view
         source_pose, driving_pose = self.read_poses(batch.source, pose_view)
         if labels:
-            source_pose = known_poses(batch.source_pose, batch.source_pose_weight, source_pose)
-            driving_pose = known_poses(batch.driving_pose, batch.driving_pose_weight, driving_pose)
+            source_pose = known_poses(batch.source_pose, source_weight, source_pose)
+            driving_pose = known_poses(batch.driving_pose, driving_weight, driving_pose)
         return self.conditions_of(source_latent, source_pose, driving_pose, batch.expression_view)
 
     def conditions_of(
@@ -435,11 +438,11 @@ class Animator(L.LightningModule):
     def reenact(self, source: Float[Tensor, "n c h w"], told: Conditions) -> Float[Tensor, "n K 3 H W"]:
         """Î of the first n samples by the moving average, drawn by the sampler; pictures in [-1, 1]."""
         assert told.expression is not None
-        made = []
+        made, temporal = [], self.phase == "video" or self.start is not None
         with self.averaged() as network:
             for i, latent in enumerate(source):
                 motion = zip(told.driving_pose[i], told.expression[i], strict=True)
-                latents = sample(network, latent, told.source_pose[i], motion, self.sampler, self.schedule)
+                latents = sample(network, latent, told.source_pose[i], motion, self.sampler, self.schedule, temporal)
                 made.append(torch.stack(list(decode_frames(self.codec, latents))))
         return torch.stack(made)
 

@@ -202,6 +202,11 @@ class AnimatorUNet(nn.Module):
         maps = maps.to(latent.dtype)
         return maps if told.keep is None else maps * told.keep[..., None]
 
+    def is_temporal(self) -> bool:
+        """Whether the temporal attention adds anything, which it does not before the video phase."""
+        last = (block.temporal.proj_out for block in blocks_of(self.denoiser))
+        return any(bool(parameter.any()) for layer in last for parameter in layer.parameters())
+
     def temporal_parameters(self) -> Iterator[nn.Parameter]:
         """What the video phase trains: the temporal attention of every block."""
         for block in blocks_of(self.denoiser):

@@ -1,16 +1,18 @@
 """The diffusion animator behind the command, at tiny size: its options reach the sampler, and only it has them."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from dex.animate import main
+from dex.animation.backends import load_backend
 from dex.animation.motion_file import Motion
 from dex.animator.sampler import NOISE_SCHEDULE
-from dex.animator.storage import save_animator
-from dex.animator.unet import AnimatorUNet, Reference
+from dex.animator.storage import load_animator, save_animator
+from dex.animator.unet import AnimatorUNet, Reference, blocks_of
 from dex.motion.encoders import save_generator
 from dex.video import count_frames, probe
 from tests.animation.conftest import CROP, tiny_generator
@@ -47,6 +49,31 @@ def test_video_and_motion(animator: Path, checkpoint: Path, material: Path, tmp_
     torch.testing.assert_close(slow.pose, fast.pose)
     torch.testing.assert_close(slow.expression, fast.expression)
     assert slow.provenance["checkpoint"]["sampler"]["steps"] == 2
+
+
+def test_frames_are_drawn_in_each_others_sight_where_that_was_trained(
+    animator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(animator, tmp_path / "image")
+    network, content = load_animator(animator)
+    for parameter in itertools.chain(*(b.temporal.proj_out.parameters() for b in blocks_of(network.denoiser))):
+        torch.nn.init.zeros_(parameter)
+    sections = {name: content[name] for name in ("codec", "size", "schedule", "crop", "provenance")}
+    save_animator(tmp_path / "image", network.config, network.state_dict(), sections)
+    told: set[bool] = set()
+    forward = AnimatorUNet.forward
+
+    def listen(self: AnimatorUNet, *args: object, temporal: bool) -> torch.Tensor:
+        told.add(temporal)
+        return forward(self, *args, temporal=temporal)
+
+    monkeypatch.setattr(AnimatorUNet, "forward", listen)
+    motion = [(torch.eye(3, 4), torch.zeros(network.config.expression_dim))] * 2
+    for folder, temporal in ((animator, True), (tmp_path / "image", False)):
+        backend = load_backend(folder, None, None, 0, 2, None)
+        assert len(list(backend.animate(torch.zeros(3, 32, 32), torch.eye(3, 4), motion))) == 2
+        assert told == {temporal}
+        told.clear()
 
 
 def test_seed_steps_and_guidance_reach_the_sampler(animator: Path, material: Path, tmp_path: Path) -> None:

@@ -302,6 +302,20 @@ def test_what_the_encoder_cannot_look_at_is_refused(encoders: Path, monkeypatch:
         ready(encoders, loss=DiffusionLoss("sample", own_features=1))
 
 
+def test_where_all_poses_are_labelled_none_is_read(
+    encoders: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ready(encoders)
+    source, _ = module.latents(batch)
+    expected = module.conditions(batch, source, labels=True)
+    assert torch.equal(expected.driving_pose, batch.driving_pose)
+    monkeypatch.setattr(module, "read_poses", lambda *_: pytest.fail("read"))
+    torch.testing.assert_close(module.conditions(batch, source, labels=True).expression, expected.expression)
+    some = dataclasses.replace(batch, source_pose_weight=torch.tensor([0.0, 1.0]))
+    with pytest.raises(pytest.fail.Exception, match="read"):
+        module.conditions(some, source, labels=True)
+
+
 def test_labels_poses_are_told_in_training_alone(encoders: Path, batch: Batch, tmp_path: Path) -> None:
     module = ready(encoders, optimisation=AnimatorOptimisation(teacher_poses=True))
     module.log_dict = lambda *_: None  # type: ignore[method-assign]

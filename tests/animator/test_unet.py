@@ -138,6 +138,17 @@ def test_frames_see_each_other_through_the_temporal_attention_alone(moved: Anima
 
 
 @torch.no_grad()
+def test_temporal_attention_that_was_never_trained_adds_nothing(network: AnimatorUNet) -> None:
+    assert not network.is_temporal()
+    given, (z, timestep) = random_conditions(network), noisy()
+    assert torch.equal(network(z, timestep, given, temporal=True), network(z, timestep, given, temporal=False))
+    next(iter(network.temporal_parameters()))[:] += 1
+    assert not network.is_temporal()  # what stands before a projection to zero
+    network.denoiser.mid_block.attentions[0].transformer_blocks[0].temporal.proj_out.bias += 0.1
+    assert network.is_temporal()
+
+
+@torch.no_grad()
 def test_samples_never_see_each_other(moved: AnimatorUNet) -> None:
     given, (z, timestep) = random_conditions(moved), noisy()
     whole = moved(z, timestep, given, temporal=True)
