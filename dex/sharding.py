@@ -6,6 +6,8 @@ Lightning's `ModelParallelStrategy` starts the ranks; what is sharded, a module 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import lightning as L
 import torch
@@ -65,6 +67,12 @@ def shard(module: L.LightningModule, units: Iterable[nn.Module]) -> None:
 
 def sharded(module: L.LightningModule) -> bool:
     return module._trainer is not None and isinstance(module.trainer.strategy, FullySharded)
+
+
+def in_use(module: L.LightningModule) -> AbstractContextManager[Any]:
+    """For calling networks where Lightning does not, in a callback: sharded weights are gathered in the precision of
+    training, and meet what they are given under its autocast only. Elsewhere nothing happens."""
+    return module.trainer.precision_plugin.forward_context() if sharded(module) else nullcontext()
 
 
 def check_whole(module: L.LightningModule, setting: str) -> None:

@@ -24,7 +24,7 @@ from dex.reading.own import own_figures
 from dex.reading.pictures import as_gif, film, influence_picture, swap_grid, tuples_picture
 from dex.reading.tuples import Asked, Faces, Tuples, make_clip, make_faces, make_tuples
 from dex.reading.verdict import alarms, verdict
-from dex.sharding import sharded
+from dex.sharding import in_use, sharded
 from dex.speed import usable_cores
 
 TAG, CLIPS_TAG = "disentanglement", "disentanglement_clips"
@@ -90,8 +90,9 @@ class Monitor(L.Callback):
     @torch.no_grad()
     def measured(self, module: Any, tuples: Tuples, faces: Faces) -> Measured | None:
         """None on the ranks that only draw. `module`: a MotionTrainer or an Animator."""
-        drawn = outputs(module.animate, tuples, module.device, module.joint_code)
-        codes = encoded(module.read_codes, faces, module.device)
+        with in_use(module):
+            drawn = outputs(module.animate, tuples, module.device, module.joint_code)
+            codes = encoded(module.read_codes, faces, module.device)
         if not module.trainer.is_global_zero:
             return None
         if not all(numbers.isfinite().all() for numbers in (*drawn.values(), codes)):
@@ -103,10 +104,11 @@ class Monitor(L.Callback):
     @torch.no_grad()
     def shown(self, module: Any, tuples: Tuples, clip: Shaped[Tensor, "F 3 H W"]) -> dict[str, Tensor]:
         """A swap grid, and the frames of a short film, for the eye."""
-        return {
-            "swap_grid_pose_by_expression": swap_grid(module.animate, tuples, module.device),
-            "film": film(module.animate, tuples.source[0], clip, module.device),
-        }
+        with in_use(module):
+            return {
+                "swap_grid_pose_by_expression": swap_grid(module.animate, tuples, module.device),
+                "film": film(module.animate, tuples.source[0], clip, module.device),
+            }
 
     def report(
         self,
@@ -157,7 +159,8 @@ class RealClips:
             self.tuples = rotated(data.val_pictures(self.count) if isinstance(data, TalkingHeads) else torch.empty(0))
         if len(self.tuples) < LEAST_CLIPS:
             return
-        made = outputs(module.animate, self.tuples, module.device, module.joint_code)
+        with in_use(module):
+            made = outputs(module.animate, self.tuples, module.device, module.joint_code)
         if not trainer.is_global_zero:
             return
         figures, step = self.read(made, self.tuples), trainer.global_step - 1

@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dex.batch import Batch
+from dex.sharding import in_use
 
 
 class Preview(L.Callback):
@@ -28,7 +29,8 @@ class Preview(L.Callback):
         if step % self.every_n_steps and step != trainer.max_steps:
             return
         module: Any = pl_module  # a MotionTrainer or an Animator: Lightning's class knows no `pictures`
-        pictures = module.pictures(self.batch or batch, self.samples)
+        with in_use(pl_module):
+            pictures = module.pictures(self.batch or batch, self.samples)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 # Numbered as Lightning numbers a step's figures: a continued run keeps those of its checkpoint.

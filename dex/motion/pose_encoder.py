@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
@@ -46,7 +47,9 @@ class PoseEncoder(nn.Module):
     def forward(self, picture: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 4"]:
         feature = self.norm(self.features(picture).movedim(1, -1)).movedim(-1, 1)
         with full_precision(picture):
-            out = self.head(self.pool(feature.float()).flatten(1))
+            # Sharded, the weights come gathered in bf16.
+            weight, bias = self.head.weight.float(), self.head.bias.float()
+            out = F.linear(self.pool(feature.float()).flatten(1), weight, bias)
             rotation = rotation_from_6d(self.identity + out[:, :6])
             translation = torch.cat([out[:, 6:8], torch.zeros_like(out[:, :1])], dim=1)
             return make_pose(rotation, translation, out[:, 8].exp())

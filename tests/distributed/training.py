@@ -1,10 +1,10 @@
 """One rank of a small training, for tests: `python -m tests.distributed.training JSON` under a launcher's variables.
 
 JSON: stage ("motion", "image", "video"), strategy ("single", "ddp", "fsdp", "hybrid"), ranks, steps, folder, and
-optionally resume (a checkpoint), every, encoders, monitor. Each rank writes folder/rank-R.json: losses and sample keys
-of its steps, and what the moving average makes of one batch; the first also average.safetensors, and start.safetensors
-with what it was before the first step. A single process stands in for `virtual` ranks: it trains on all of their
-samples at once, so that its steps are those of the ranks together.
+optionally resume (a checkpoint), every, encoders, monitor (previews with it), precision. Each rank writes
+folder/rank-R.json: losses and sample keys of its steps, and what the moving average makes of one batch; the first also
+average.safetensors, and start.safetensors with what it was before the first step. A single process stands in for
+`virtual` ranks: it trains on all of their samples at once, so that its steps are those of the ranks together.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from dex.animator.trainer import Animator, AnimatorOptimisation, DiffusionLoss
 from dex.batch import Batch, to_float
 from dex.callbacks.checkpoints import Checkpoints, Preempted
 from dex.callbacks.monitor import Monitor
+from dex.callbacks.preview import Preview
 from dex.data.augment import ExpressionAugmentation, PoseAugmentation
 from dex.data.synthetic.module import SyntheticHeads
 from dex.motion import trainer as motion_trainer
@@ -174,13 +175,15 @@ def main(asked: dict[str, Any]) -> None:
     saves.resume = Path(asked["resume"]) if "resume" in asked else None
     saves.listen()
     monitors = [Monitor(every_n_steps=2, tuples=2, identities=5)] if asked.get("monitor") else []
+    previews = [Preview(every_n_steps=2, samples=1)] if monitors else []
     trainer = L.Trainer(
         max_steps=asked["steps"],
         accelerator="cpu",
         devices=asked.get("ranks", 1),
         strategy=strategy(asked["strategy"]),
+        precision=asked.get("precision", "32-true"),
         logger=False,
-        callbacks=[record, saves, *monitors],
+        callbacks=[record, saves, *monitors, *previews],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
