@@ -216,7 +216,7 @@ def load(trainer: L.Trainer, path: Path) -> None:
     """Brings a trainer that has been set up to where the checkpoint was written; every rank must call it.
 
     Random states go back to their ranks; a rank that the checkpoint did not know keeps its own. Raises
-    `CheckpointError` where it does not fit the model.
+    `CheckpointError` where it does not fit the model, and what the module's own `on_load_checkpoint` raises.
     """
     state = read_state(path)
     known = stored(path)
@@ -234,6 +234,7 @@ def load(trainer: L.Trainer, path: Path) -> None:
     with quiet():
         reader = dcp.HuggingFaceStorageReader(str(path))
         dcp.load(into, storage_reader=reader, no_dist=not dist.is_initialized())
+    module.on_load_checkpoint(state["module"])
     trainer.fit_loop.load_state_dict(state["loops"])
     trainer.precision_plugin.load_state_dict(state["precision"])
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -16,11 +16,17 @@ from typing import Any
 from torch import Tensor
 
 from dex import checkpoint
-from dex.animation.backends import fingerprint
 from dex.animator.config import AnimatorConfig
 from dex.animator.storage import save_animator
 from dex.motion.config import MotionConfig
-from dex.motion.encoders import copy_encoders, encoders_hash, load_encoders, save_generator
+from dex.motion.encoders import (
+    check_trained_on,
+    copy_encoders,
+    encoders_hash,
+    fingerprint,
+    load_encoders,
+    save_generator,
+)
 from dex.saved import ExportError
 
 
@@ -46,14 +52,10 @@ def export_animator(
     not copied."""
     trained = said["animator"]
     encoders = Path(trained["encoders"])
-    if encoders_hash(encoders) != trained["encoders_hash"]:
-        raise ExportError(
-            f"{encoders}: not the encoders that this animator was trained on. "
-            "Put those of its training back; expression codes of others mean nothing to it."
-        )
+    check_trained_on(encoders, trained["encoders_hash"], encoders_hash(encoders))
     if shared is not None:
         there = (out / shared).resolve()  # `out` may not be there yet
-        if fingerprint(dict(load_encoders(there))) != fingerprint(dict(load_encoders(encoders))):
+        if fingerprint(load_encoders(there)) != fingerprint(load_encoders(encoders)):
             raise ExportError(f"{there}: holds other encoders than {encoders}. Leave out --encoders to copy those.")
     state = tensors(path, "model.network.", half)
     average = tensors(path, "model.average.", half)

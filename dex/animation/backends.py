@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from dex.batch import FrameMotion, picture_to_float, to_unit
 from dex.data.shards import CropContract
-from dex.motion.encoders import ENCODERS, GENERATOR_FILE, ExportError, load_generator
+from dex.motion.encoders import ENCODERS, GENERATOR_FILE, ExportError, fingerprint, load_generator
 from dex.saved import weights_name
 
 _BATCH = 8  # frames that the generator makes at once
@@ -119,15 +118,6 @@ def described(
     """Crop contract, fingerprint and provenance, as an export's config.json has them."""
     crop = CropContract(**content["crop"]) if content.get("crop") else None
     return crop, fingerprint(encoders), {"backend": backend, **content.get("provenance", {})}
-
-
-def fingerprint(networks: Mapping[str, torch.nn.Module]) -> str:
-    """sha256 over names and values of all weights."""
-    digest = hashlib.sha256()
-    for name, network in sorted(networks.items()):
-        for key, tensor in sorted(network.state_dict().items()):
-            digest.update(f"{name}.{key}".encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def to_network(pictures: list[Shaped[np.ndarray, "H W 3"]]) -> Float[Tensor, "N 3 H W"]:

@@ -22,7 +22,7 @@ from torch.nn import Parameter
 from dex.animator import pictures
 from dex.animator.base import load_base
 from dex.animator.blocks import DenoisingBlock, ReferenceBlock
-from dex.animator.codec import Codec, SpaceToDepth, decode_frames, load_codec
+from dex.animator.codec import Codec, CodecError, SpaceToDepth, decode_frames, load_codec
 from dex.animator.conditions import Conditions
 from dex.animator.config import AnimatorConfig
 from dex.animator.evaluation import AnimatorEvaluation, report
@@ -30,11 +30,11 @@ from dex.animator.sampler import NOISE_SCHEDULE, ZERO_TERMINAL_SNR, SamplerSetti
 from dex.animator.storage import load_animator
 from dex.animator.unet import AnimatorUNet, stages
 from dex.batch import Batch
-from dex.motion.encoders import Encoders, encoders_hash, load_encoders
+from dex.motion.encoders import Encoders, check_trained_on, encoders_hash, fingerprint, load_encoders
 from dex.motion.generator import expression_input
 from dex.motion.losses import masked_mean, own_feature_loss, region_masks
 from dex.muon import Muon
-from dex.saved import check_same_network
+from dex.saved import ExportError, check_same_network
 from dex.sharding import check_whole, fewest, shard
 from dex.speed import compile_blocks, to_channels_last
 from dex.training import (
@@ -152,7 +152,7 @@ class Animator(L.LightningModule):
     ) -> None:
         """
         Args:
-            encoders: folder `encoders/` that `python -m dex.export` wrote from a motion trainer.
+            encoders: what `python -m dex.export` wrote from a motion trainer, or its folder `encoders/`.
             network: sizes of the UNets.
             phase: "image" or "video".
             codec: names the image codec (see `dex.animator.codec`).
@@ -205,6 +205,7 @@ class Animator(L.LightningModule):
                 f"loss: own_features needs a gradient through the codec, and {codec.name} gives none; "
                 "set loss.own_features to 0, or codec to space-to-depth:4"
             )
+        self.encoders_hash = encoders_hash(self.encoders_folder)  # of what was loaded, whatever lies there later
         device = training_device(self)
         self._frozen = [encoders.to(device), codec.to(device)]
         if stage == "fit":
@@ -214,10 +215,27 @@ class Animator(L.LightningModule):
                 self.network.open_additions()
             else:
                 folder = Path(str(self.start))
-                begun, _ = load_animator(folder)
+                begun, said = load_animator(folder)
                 check_same_network(folder, self.network.config, begun.config, ("unet.sample_size",))
+                self.check_same_task(folder, said, encoders, codec)
                 self.network.load_state_dict(begun.float().state_dict())
             self.average.load_state_dict(self.network.denoiser.state_dict())
+
+    def check_same_task(self, folder: Path, said: Mapping[str, Any], encoders: Encoders, codec: Codec) -> None:
+        """Raises `ExportError` where the export to start from was trained on other encoders, other latents, or for
+        another estimate: its weights would mean nothing here."""
+        if said.get("schedule", self.schedule) != self.schedule:
+            theirs = said["schedule"]
+            named = "zero_terminal_snr" if theirs.get("rescale_betas_zero_snr") else "stable_diffusion"
+            raise ExportError(
+                f"{folder}: was trained with another loss.prediction or loss.schedule; model.start needs "
+                f"loss.prediction {theirs['prediction_type']} and loss.schedule {named}"
+            )
+        if said.get("provenance", {}).get("codec_hash", codec.hash) != codec.hash:
+            raise ExportError(f"{folder}: was trained on latents of {said['codec']}; set model.codec to it")
+        there = folder / said.get("encoders", "encoders")
+        if fingerprint(load_encoders(there)) != fingerprint(encoders):
+            raise ExportError(f"{folder}: was trained on other encoders; set model.encoders to {there}")
 
     def configure_model(self) -> None:
         """Stage by stage; the reference as a whole, since it hands out what is inside its stages."""
@@ -393,7 +411,10 @@ class Animator(L.LightningModule):
     ) -> Float[Tensor, ""]:
         """The frozen expression encoder on the faces of ẑ_0 and of I_d, at the same place."""
         pictures = self.codec.decode(estimate.flatten(0, 1)), real.flatten(0, 1)
-        seen = (expression_input(picture, pose.flatten(0, 1), self.encoders.config) for picture in pictures)
+        seen = (
+            expression_input(self.encoders.fitted(picture), pose.flatten(0, 1), self.encoders.config)
+            for picture in pictures
+        )
         return own_feature_loss(self.encoders["expression_encoder"], *seen)
 
     def snr_weight(self, t: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
@@ -467,11 +488,23 @@ class Animator(L.LightningModule):
         """What TensorBoard shows of a batch, by tag, values in [0, 1]."""
         source, _ = self.latents(batch)
         count = fewest(self, min(samples, self.sampled, len(source)))
+        if not count:
+            return {}
         made = self.reenact(source[:count], self.conditions(batch, source))
         return {"preview/source_drivers_outputs": pictures.reenactment_grid(batch, made)}
 
     def report(self, figures: Mapping[str, float]) -> str:
         return report(figures)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises `ExportError` where the run went on with other encoders, or `CodecError` with another codec."""
+        said = checkpoint["animator"]
+        check_trained_on(self.encoders_folder, said["encoders_hash"], self.encoders_hash)
+        if said["codec_hash"] != self.codec.hash:
+            raise CodecError(
+                f"{self.codec.name}: not the codec that this run was trained with. Put that one back, or train in a "
+                "new --run."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # As plain values: an export reads the checkpoint without unpickling classes.
@@ -480,7 +513,7 @@ class Animator(L.LightningModule):
             "codec": self.codec_name,
             "codec_hash": self.codec.hash,
             "encoders": str(self.encoders_folder),
-            "encoders_hash": encoders_hash(self.encoders_folder),
+            "encoders_hash": self.encoders_hash,
             "phase": self.phase,
             "schedule": self.schedule,
             "sampler": {key: value for key, value in dataclasses.asdict(self.sampler).items() if key != "seed"},

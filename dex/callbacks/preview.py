@@ -19,6 +19,9 @@ class Preview(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 1000, samples: int = 6) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("samples", samples)):
+            if value < 1:
+                raise ValueError(f"preview.{name} is {value}, need at least 1")
         self.every_n_steps, self.samples = every_n_steps, samples
         self.batch: Batch | None = None
 

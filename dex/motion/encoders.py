@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,24 @@ def encoders_hash(folder: Path) -> str:
     if not weights.is_file():
         raise ExportError(f"{weights}: not found. Write it with `python -m dex.export` of a motion trainer's run.")
     return file_sha256(weights)
+
+
+def check_trained_on(folder: Path, then: str, now: str) -> None:
+    """Raises `ExportError` where the `encoders_hash` of what a run was trained on is not that of what is there now."""
+    if then != now:
+        raise ExportError(
+            f"{folder}: not the encoders that this animator was trained on. "
+            "Put those of its training back; expression codes of others mean nothing to it."
+        )
+
+
+def fingerprint(networks: Mapping[str, torch.nn.Module] | torch.nn.ModuleDict) -> str:
+    """sha256 over names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, network in sorted(networks.items()):
+        for key, tensor in sorted(network.state_dict().items()):
+            digest.update(f"{name}.{key}".encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _file_of(folder: Path) -> str:

@@ -24,6 +24,8 @@ class PoseEncoder(nn.Module):
     strided convolutions (Xiao et al. 2021) does **(ours, `pose_stem`)**.
     """
 
+    identity: Tensor  # (6,), R = 1
+
     def __init__(self, config: MotionConfig) -> None:
         super().__init__()
         following: list[int | None] = [*config.pose_dims[1:], None]

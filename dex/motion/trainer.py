@@ -100,6 +100,11 @@ class MotionTrainer(L.LightningModule):
         """`start`: export of a motion trainer to begin with, for fine-tuning; else weights are initialised from the
         global seed (`seed_everything`). `seed` drives the augmentations."""
         super().__init__()
+        if optimisation.anchors_first and not (loss.pose or loss.expression):
+            raise ValueError(
+                f"optimisation.anchors_first is {optimisation.anchors_first}, but loss.pose and loss.expression are 0: "
+                "there are no anchors to train; set anchors_first to 0, or one of the weights above 0"
+            )
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.network, self.loss, self.optimisation, self.start, self.seed = network, loss, optimisation, start, seed
@@ -143,7 +148,14 @@ class MotionTrainer(L.LightningModule):
         return made
 
     def setup(self, stage: str) -> None:
-        """Raises `ExportError` where `start` is no export, or of another network."""
+        """Raises `ExportError` where `start` is no export, or of another network, and `ValueError` where the data's
+        pictures are of another size."""
+        size = getattr(getattr(self._trainer, "datamodule", None), "size", self.network.size)
+        if size != self.network.size:
+            raise ValueError(
+                f"data.size is {size}, model.network.size {self.network.size}: pictures must be of the network's size; "
+                f"set data.init_args.size to {self.network.size}"
+            )
         for network in self._perceptual:
             network.to(training_device(self))
         if stage == "fit" and self.start:
@@ -185,7 +197,7 @@ class MotionTrainer(L.LightningModule):
         """One step of the discriminator, once it has joined, and one of the generator side."""
         terms = self.generator_losses(batch, generated, random) | anchors
         if self.discriminator is not None and self.global_step >= self.loss.adversarial_start:
-            terms |= self.discriminator_update(batch, generated.fake.detach())
+            self.discriminator_update(batch, generated.fake.detach())
             with freeze(self.discriminator):
                 terms["adversarial"] = losses.generator_adversarial(self.discriminator(generated.fake.flatten(0, 1)))
         self.generator_update(batch, terms)
@@ -322,14 +334,15 @@ class MotionTrainer(L.LightningModule):
         self.log_dict({f"loss/{name}": term.detach() for name, term in {**terms, "total": total}.items()})
         self.log_dict(norms | {"learning_rate/generator": rate})
 
-    def discriminator_update(self, batch: Batch, fake: Float[Tensor, "B K 3 H W"]) -> dict[str, Tensor]:
-        """One step of D, with R1 on every `r1_interval`-th; returns its losses for the log.
+    def discriminator_update(self, batch: Batch, fake: Float[Tensor, "B K 3 H W"]) -> None:
+        """One step of D, with R1 on every `r1_interval`-th. Fakes and real frames are judged apart, as they are when
+        the generator learns: D compares the pictures that it sees together.
 
         D's optimiser is taken unwrapped: Lightning's `global_step` counts the steps of every wrapped one.
         """
         assert self.discriminator is not None
         real = batch.driving.flatten(0, 1)
-        fake_logits, real_logits = self.discriminator(torch.cat([fake.flatten(0, 1), real])).chunk(2)
+        fake_logits, real_logits = self.discriminator(fake.flatten(0, 1)), self.discriminator(real)
         terms = {"discriminator": losses.discriminator_adversarial(fake_logits, real_logits)}
         total = terms["discriminator"]
         if self.global_step % self.loss.r1_interval == 0:
@@ -343,8 +356,8 @@ class MotionTrainer(L.LightningModule):
         average_gradients(self, self.discriminator)
         norm = clip_gradient(self.discriminator.parameters(), 0)
         optimizer.step()
+        self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()})
         self.log_dict({"grad_norm/discriminator": norm, "learning_rate/discriminator": rate})
-        return {name: term.detach() for name, term in terms.items()}
 
     def unwrapped_optimizers(self) -> list[torch.optim.Optimizer]:
         found: Any = self.optimizers(use_pl_optimizer=False)

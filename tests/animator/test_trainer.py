@@ -472,6 +472,53 @@ def test_export_refuses_other_encoders(tmp_path: Path) -> None:
         export(tmp_path / "last", tmp_path / "export")
 
 
+def test_a_run_goes_on_with_its_own_encoders_only(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    torch.manual_seed(1)
+    save_generator(folder, TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
+    loaded = ready(folder / "encoders")
+    trainer(tmp_path, max_steps=2).fit(animator(folder / "encoders"), heads())
+    save_generator(folder, TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
+    assert loaded.encoders_hash != ready(folder / "encoders").encoders_hash  # it says what it read, not what lies there
+    saves = Checkpoints(str(tmp_path))
+    saves.resume = tmp_path / "last"
+    with pytest.raises(ExportError, match="not the encoders that this animator was trained on"):
+        trainer(tmp_path, max_steps=4, callbacks=[saves]).fit(animator(folder / "encoders"), heads())
+
+
+def test_an_animator_starts_from_one_of_its_own_task_only(encoders: Path, tmp_path: Path) -> None:
+    trainer(tmp_path, max_steps=1).fit(animator(encoders, loss=DiffusionLoss("sample", "zero_terminal_snr")), heads())
+    export(tmp_path / "last", tmp_path / "export")
+    start = str(tmp_path / "export")
+    animator(encoders, start=start, loss=DiffusionLoss("sample", "zero_terminal_snr")).setup("fit")
+    with pytest.raises(ExportError, match=r"needs loss.prediction sample and loss.schedule zero_terminal_snr"):
+        animator(encoders, start=start).setup("fit")
+    torch.manual_seed(2)
+    save_generator(tmp_path / "other", TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
+    other = animator(tmp_path / "other", start=start, loss=DiffusionLoss("sample", "zero_terminal_snr"))
+    with pytest.raises(ExportError, match=r"trained on other encoders; set model.encoders to .*export/encoders"):
+        other.setup("fit")
+
+
+def test_encoders_look_at_pictures_of_their_own_size(encoders: Path, batch: Batch) -> None:
+    module = ready(encoders, loss=DiffusionLoss("sample", "zero_terminal_snr", own_features=0.1))
+    seen: list[Tensor] = []
+    encoder = module.encoders["expression_encoder"]
+    encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    size = 2 * TINY_MOTION.size
+    shape = (1, 1, 48, size // 4, size // 4)
+    module.own_feature_loss(torch.zeros(shape), torch.eye(3, 4)[None, None], torch.zeros(1, 1, 3, size, size))
+    assert seen
+    assert all(picture.shape[-1] == TINY_MOTION.size for picture in seen)
+
+
+def test_without_samples_nothing_is_drawn_or_shown(encoders: Path, batch: Batch, tmp_path: Path) -> None:
+    module = animator(encoders, sampled=0)
+    figures = trainer(tmp_path, limit_val_batches=1).validate(module, heads(), verbose=False)[0]
+    assert set(figures) == {"val/denoising_error"}
+    assert module.pictures(batch, 2) == {}
+
+
 def test_validation_measures_drawn_frames(encoders: Path, tmp_path: Path) -> None:
     module = animator(encoders)
     figures = trainer(tmp_path, limit_val_batches=1).validate(module, heads(), verbose=False)[0]
