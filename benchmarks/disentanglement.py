@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,6 @@ from dex.reading.measure import (
 from dex.reading.pictures import swap_grid, tuples_picture
 from dex.reading.tuples import STRATA, make_faces, make_tuples
 from dex.speed import usable_cores
-
-RESAMPLES = 2000
 
 
 def main() -> None:
@@ -124,16 +123,11 @@ def intervals_of(clusters: Float[np.ndarray, "N 6"], own: Mapping[str, float]) -
     """Of the matrix, and of S where the estimator is good enough; `clusters`: `squared_distances` of each tuple, which
     has three identities of its own."""
 
-    def interval(number: Callable[[dict[str, float]], float]) -> tuple[float, float]:
-        def statistic(totals: np.ndarray) -> np.ndarray:
-            return np.array([number(influence_of(torch.from_numpy(total))) for total in totals])
+    def figure(key: str, totals: Float[np.ndarray, "R 6"]) -> Float[np.ndarray, "R"]:
+        return with_leaks(influence_of(torch.from_numpy(totals)), own)[key]
 
-        return bca(clusters, statistic, RESAMPLES)
-
-    between = {name: interval(lambda matrix, name=name: matrix[name]) for name in MATRIX}  # type: ignore[misc]
-    if is_measurable(own):
-        between["S"] = interval(lambda matrix: with_leaks(matrix, own)["S"])
-    return between
+    keys = (*MATRIX, "S") if is_measurable(own) else MATRIX
+    return {key: bca(clusters, partial(figure, key)) for key in keys}
 
 
 def table(figures: Mapping[str, float], between: Mapping[str, tuple[float, float]], own: Mapping[str, float]) -> str:

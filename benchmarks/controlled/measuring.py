@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.controlled.variants import Preset
-from benchmarks.disentanglement import RESAMPLES, animate_by, intervals_of
+from benchmarks.disentanglement import animate_by, intervals_of
 from benchmarks.manifest import sha256_of
 from benchmarks.results import SCHEMA, Result, environment, git_state, metric
 from dex.animation.backends import Backend
@@ -26,6 +26,7 @@ from dex.reading.measure import (
     MATRIX,
     cross_talk,
     encoded,
+    influence_of,
     measure,
     outputs,
     probes,
@@ -122,6 +123,17 @@ def result_of(
     return Result(content, pairs)
 
 
+def recomputed(result: Result) -> dict[str, float]:
+    """By metric id, what the squared distances and the estimator's own figures of a result come to."""
+    found: dict[str, float] = {}
+    for name, own in result.content["estimator"].items():
+        rows = [pair["values"] for pair in result.pairs if pair["id"].startswith(f"{name or 'all'}/")]
+        if rows:  # reference rows have no strata
+            sums = torch.tensor([[row[square] for square in SQUARES] for row in rows], dtype=torch.float64).sum(dim=0)
+            found |= {metric_id(key, name): value for key, value in with_leaks(influence_of(sums), own).items()}
+    return found
+
+
 _READER = "fit_and_network.v1"  # `dex.reading.estimate`; another version when it reads differently
 # Figures of `dex.reading` by the names of metrics; what is better only where more or less alone is a merit.
 KEYS: dict[str, tuple[str, str]] = {
@@ -152,8 +164,7 @@ def entry(
     """A metric of a result file."""
     of_tuples = metric(metric_id(key, stratum), value, "of the whole set", n, unit="", better=KEYS[key][1])
     if interval:
-        method = f"BCa bootstrap over tuples, {RESAMPLES} resamples"
-        of_tuples |= {"ci95": list(interval), "ci_method": method}
+        of_tuples |= {"ci95": list(interval), "ci_method": "BCa bootstrap over tuples, 10000 resamples"}
     return of_tuples | {"note": note or None}
 
 

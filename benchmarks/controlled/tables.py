@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from jaxtyping import Float
 
 from benchmarks.controlled.measuring import REFERENCES, SQUARES, metric_id
 from benchmarks.controlled.variants import VARIANTS
-from benchmarks.disentanglement import RESAMPLES, intervals_of
 from benchmarks.results import Result, ResultError
 from dex.data.synthetic.controls import NAMES
 from dex.metrics.statistics import bca
@@ -28,13 +27,19 @@ def load(folder: Path, preset: str) -> list[Result]:
     return found
 
 
-BASES = ("everything", "animator")  # of each stage, what the others of it are compared with
+# What is compared with what; between these two, one code for pose and expression is all that differs.
+COMPARED = {
+    "everything": ("no-pose-augmentation", "no-expression-augmentation", "no-augmentation", "joint-motion-code"),
+    "no-augmentation": ("joint-motion-code",),
+    "animator": ("no-ray-map", "no-reference-warping", "standard-guidance", "progressive-0", "progressive-10"),
+}
 FRONT = ("I_pp", "I_ee", "I_pe", "I_ep", "S")
 BEHIND = ("probe_r2/pose_from_expression", "probe_r2/identity_from_expression", "background_drift", "residual")
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: a row a variant, its seeds pooled, with 95 % intervals over tuples; then the gain of each control."""
+    """Markdown: a row a variant, means over its seeds, with 95 % intervals over tuples; then the gain of each control,
+    and differences."""
     by_name: dict[str, list[Result]] = {}
     for result in results:
         by_name.setdefault(result.method, []).append(result)
@@ -46,9 +51,8 @@ def table(results: Sequence[Result]) -> str:
     for name in order:
         gains = [mean(by_name[name], metric_id(f"gain/{control}")) for control in NAMES]
         lines.append(line([name, *map(shown, gains)]))
-    for base in (name for name in BASES if name in by_name):
-        stage = [name for name in order if name in VARIANTS and VARIANTS[name].stage == VARIANTS[base].stage]
-        if rest := [name for name in stage if name != base]:
+    for base, others in COMPARED.items():
+        if rest := [name for name in others if name in by_name and base in by_name]:
             lines += ["", line([f"{VARIANTS[base].words}, less …, tuple by tuple", *FRONT])]
             lines += [line(["---"] * (1 + len(FRONT)))]
             lines += [line([VARIANTS[name].words, *differences(by_name[base], by_name[name])]) for name in rest]
@@ -67,21 +71,30 @@ def row(name: str, results: Sequence[Result]) -> list[str]:
 
 
 def pooled(results: Sequence[Result]) -> list[tuple[float | None, tuple[float, float] | None]]:
-    """`FRONT` of all seeds together, the sums of a tuple being over its seeds, with intervals over tuples."""
-    own = results[0].content["estimator"][""]
-    sums = np.sum([squares(result) for result in results], axis=0)
-    figures, between = with_leaks(influence_of(torch.from_numpy(sums.sum(axis=0))), own), intervals_of(sums, own)
-    return [(figures.get(key), between.get(key)) for key in FRONT]
+    """`FRONT`, means over seeds, with intervals over tuples."""
+    own, sums = results[0].content["estimator"][""], np.concatenate([squares(result) for result in results], axis=1)
+    found: list[tuple[float | None, tuple[float, float] | None]] = []
+    for key in FRONT:
+        of_seeds = partial(seed_mean, key, own)
+        (value,) = of_seeds(sums.sum(axis=0, keepdims=True))
+        found.append((None, None) if np.isnan(value) else (float(value), bca(sums, of_seeds)))
+    return found
+
+
+def seed_mean(key: str, own: Mapping[str, float], totals: Float[np.ndarray, "R 6n"]) -> Float[np.ndarray, "R"]:
+    """A figure of each of n trainings, of the sums of its squared distances; NaN where it is not measurable."""
+    seeds = torch.from_numpy(totals).unflatten(1, (-1, len(SQUARES)))
+    figures = with_leaks(influence_of(seeds), own)
+    return figures[key].mean(axis=1) if key in figures else np.full(len(totals), np.nan)
 
 
 def differences(results: Sequence[Result], others: Sequence[Result]) -> list[str]:
-    """`FRONT` of the one less that of the other, seeds pooled, with intervals over the tuples that both answered."""
-    own = results[0].content["estimator"][""]
-    both = np.concatenate([np.sum([squares(result) for result in side], axis=0) for side in (results, others)], axis=1)
+    """`FRONT` of the one less that of the other, with intervals over the tuples that both answered."""
+    own, mine = results[0].content["estimator"][""], len(SQUARES) * len(results)
+    both = np.concatenate([squares(result) for result in (*results, *others)], axis=1)
 
-    def less(key: str, totals: Float[np.ndarray, "R 12"]) -> Float[np.ndarray, "R"]:
-        sides = ([with_leaks(influence_of(torch.from_numpy(part)), own) for part in np.split(one, 2)] for one in totals)
-        return np.array([mine.get(key, np.nan) - other.get(key, np.nan) for mine, other in sides])
+    def less(key: str, totals: Float[np.ndarray, "R 6n"]) -> Float[np.ndarray, "R"]:
+        return seed_mean(key, own, totals[:, :mine]) - seed_mean(key, own, totals[:, mine:])
 
     cells = []
     for key in FRONT:
@@ -89,7 +102,7 @@ def differences(results: Sequence[Result], others: Sequence[Result]) -> list[str
         if np.isnan(value):
             cells.append(shown(None))
         else:
-            low, high = bca(both, partial(less, key), RESAMPLES)
+            low, high = bca(both, partial(less, key))
             cells.append(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]")
     return cells
 
@@ -136,11 +149,8 @@ def notes(results: Sequence[Result]) -> list[str]:
         lines.append(f"- Median over tuples of the pose's drift under an edit of the expression: {said}.")
     own_trainings = (r for r in results if r.method in VARIANTS and VARIANTS[r.method].of is None)
     timed = [result.content for result in own_trainings if result.content["model"].get("seconds")]
-    seconds = [content["model"]["seconds"] for content in timed]
+    seconds = ", ".join(f"{c['model']['name']}-{c['model']['seed']} {c['model']['seconds']:.0f}" for c in timed)
     devices = sorted({f"{c['environment']['device']}, {c['model']['threads']} threads" for c in timed})
     if seconds:
-        lines.append(
-            f"- Seconds of training, where nothing interrupted it: {', '.join(f'{s:.0f}' for s in seconds)} "
-            f"({'; '.join(devices)} each)."
-        )
+        lines.append(f"- Seconds of training, where nothing interrupted it: {seconds} ({'; '.join(devices)} each).")
     return lines

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -62,34 +64,35 @@ class Influence(Metric):
         return influence_matrix(self.moved, self.drivers)
 
 
-def influence_matrix(moved: Float[Tensor, "2 2"], drivers: Float[Tensor, "2"]) -> dict[str, Float[Tensor, ""]]:
+def influence_matrix(moved: Float[Tensor, "*b 2 2"], drivers: Float[Tensor, "*b 2"]) -> dict[str, Float[Tensor, "*b"]]:
     """Of the sums of squared distances: of outputs, by factor and edit, and of drivers. Raises `MetricError`."""
     if not (drivers > 0).all():
         raise MetricError("influence: the drivers a and b do not differ in pose and in expression, nothing to measure")
-    matrix = (moved / drivers[:, None]).sqrt()
-    return {f"I_{i}{j}": matrix[x, y] for x, i in enumerate(FACTORS) for y, j in enumerate(FACTORS)}
+    matrix = (moved / drivers[..., None]).sqrt()
+    return {f"I_{i}{j}": matrix[..., x, y] for x, i in enumerate(FACTORS) for y, j in enumerate(FACTORS)}
 
 
-def leak(influence: float, cross_talk: float = 0.0) -> float:
+def leak(influence: Any, cross_talk: float = 0.0) -> Any:
     """√max(0, (I² − φ²) / (1 − φ²)): what of I_ij, i ≠ j, is the model's and not the estimator's own cross-talk φ, the
-    same influence on renders of the truth. Raises `MetricError` for φ outside [0, 1)."""
+    same influence on renders of the truth. Of a number or an array. Raises `MetricError` for φ outside [0, 1)."""
     if not 0 <= cross_talk < 1:
         raise MetricError(
             f"cross-talk is {cross_talk:g}, need 0 ≤ φ < 1: this estimator cannot tell pose from expression"
         )
-    return math.sqrt(max(0.0, (influence**2 - cross_talk**2) / (1 - cross_talk**2)))
+    return np.sqrt(np.maximum(0.0, (np.asarray(influence) ** 2 - cross_talk**2) / (1 - cross_talk**2)))
 
 
-def selectivity(matrix: Mapping[str, float | Tensor], cross_talk: Mapping[str, float | Tensor] | None = None) -> float:
+def selectivity(matrix: Mapping[str, Any], cross_talk: Mapping[str, Any] | None = None) -> Any:
     """min over both factors of max(0, min(I_ii, 1) − L_ij): the weaker of the two controls, in [0, 1].
 
-    `matrix` and `cross_talk` are what `Influence.compute` gives of outputs and of renders of the truth.
+    `matrix` and `cross_talk` are what `Influence.compute` gives of outputs and of renders of the truth; the matrix may
+    be one of arrays.
     """
     own = []
     for i, j in (FACTORS, FACTORS[::-1]):
-        leaked = leak(float(matrix[f"I_{i}{j}"]), float((cross_talk or {}).get(f"I_{i}{j}", 0.0)))
-        own.append(max(0.0, min(float(matrix[f"I_{i}{i}"]), 1.0) - leaked))
-    return min(own)
+        leaked = leak(matrix[f"I_{i}{j}"], float((cross_talk or {}).get(f"I_{i}{j}", 0.0)))
+        own.append(np.maximum(0.0, np.minimum(np.asarray(matrix[f"I_{i}{i}"]), 1.0) - leaked))
+    return np.minimum(*own)
 
 
 class SwapError(Metric):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -110,9 +111,10 @@ def distances_of(none: Reading, pose: Reading, expression: Reading, a: Reading, 
     return torch.cat([by_edit.flatten(0, 1), a.squared_distance(b)])
 
 
-def influence_of(sums: Float[Tensor, "6"]) -> dict[str, float]:
-    """The matrix."""
-    return {name: float(value) for name, value in influence_matrix(sums[:4].view(2, 2), sums[4:]).items()}
+def influence_of(sums: Float[Tensor, "*b 6"]) -> dict[str, Any]:
+    """The matrix: numbers, or arrays (*b,)."""
+    matrix = influence_matrix(sums[..., :4].unflatten(-1, (2, 2)), sums[..., 4:])
+    return {name: value.numpy() if value.ndim else float(value) for name, value in matrix.items()}
 
 
 def figures(readings: Mapping[str, Fit], made: Mapping[str, Tensor], tuples: Tuples) -> dict[str, float]:
@@ -179,13 +181,14 @@ def is_measurable(own: Mapping[str, float]) -> bool:
     return not why_not(own)
 
 
-def with_leaks(found: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+def with_leaks(found: Mapping[str, Any], own: Mapping[str, float]) -> dict[str, Any]:
     """`L_pe`, `L_ep` and `S` added, where the estimator is good enough for them: leaks less its own cross-talk, and the
     weaker of the two controls."""
     if not is_measurable(own):
         return dict(found)
     leaks = {f"L_{i}{j}": leak(found[f"I_{i}{j}"], own[f"I_{i}{j}"]) for i, j in (FACTORS, FACTORS[::-1])}
-    return {**found, **leaks, "S": selectivity(found, own)}
+    added = {**leaks, "S": selectivity(found, own)}
+    return {**found, **{name: value if value.ndim else float(value) for name, value in added.items()}}
 
 
 def encoded(encode: Encode, faces: Faces, device: torch.device) -> Float[Tensor, "N E"]:

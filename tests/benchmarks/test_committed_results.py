@@ -23,6 +23,17 @@ def test_is_what_was_written_and_of_a_shipped_protocol(path: Path) -> None:
     assert not any(word.startswith("/") for word in content["command"])
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in sorted(RESULTS.glob("controlled/*.json")) if "estimator" not in path.name], ids=str
+)
+def test_figures_of_the_controlled_experiment_are_those_of_their_pairs(path: Path) -> None:
+    assert len(verify(path, None, "", None, None)) == 3
+    content = Result.load(path).content
+    assert content["model"]["dirty"] is False
+    assert str(content["model"]["seed"]) in path.stem or content["model"]["letter"] == ""
+    assert "/tmp" not in path.read_text()
+
+
 def test_tables_of_the_docs_are_printed_from_them() -> None:
     results = [Result.load(path) for path in FILES]
     with_comparisons(results)

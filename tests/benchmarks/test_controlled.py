@@ -12,10 +12,11 @@ import yaml
 
 from benchmarks.controlled import __main__ as controlled
 from benchmarks.controlled.__main__ import RunError, config_of, main, make, make_all, questions_of, train
-from benchmarks.controlled.measuring import REFERENCES, SQUARES, entry, metric_id
+from benchmarks.controlled.measuring import REFERENCES, SQUARES, entry, metric_id, recomputed
 from benchmarks.controlled.tables import differences, load, pooled, squares, table
 from benchmarks.controlled.variants import PRESETS, VARIANTS, Preset
 from benchmarks.results import Result, ResultError
+from benchmarks.suite import verify
 from dex.fit import make_cli
 from dex.reading.tuples import STRATA
 
@@ -112,17 +113,31 @@ def test_seeds_are_pooled_tuple_by_tuple(tmp_path: Path) -> None:
     make_result(tmp_path, "everything", 1, 0.8)
     results = load(tmp_path, "small")
     (pp, between), *_ = pooled(results)
-    assert pp == pytest.approx(((0.36 + 0.64) / 2) ** 0.5)
+    assert pp == pytest.approx((0.6 + 0.8) / 2)
     assert between is not None
     assert between[0] <= pp <= between[1]
     said = table(results)
-    assert "| a | the method | 0, 1 | 0.71 [" in said
+    assert "| a | the method | 0, 1 | 0.70 [" in said
     assert "0.60, 0.80" in said  # S of each seed
-    assert "where nothing interrupted it: 10, 11 (a CPU, 1 threads each)" in said
+    assert "where nothing interrupted it: everything-0 10, everything-1 11 (a CPU, 1 threads each)" in said
     path = tmp_path / "small-everything-0.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(ResultError, match="was edited"):
         load(tmp_path, "small")
+
+
+def test_figures_that_the_pairs_do_not_have_are_found(tmp_path: Path) -> None:
+    make_result(tmp_path, "everything", 0, 0.6)
+    path = tmp_path / "small-everything-0.json"
+    result = Result.load(path)
+    result.content["metrics"][0]["value"] = right = recomputed(result)[metric_id("S")]
+    assert 0.3 < right < 0.6
+    result.save(path)
+    assert "influence, leaks and selectivity" in verify(path, None, "", None, None)[-1]
+    result.content["metrics"][0]["value"] = right + 0.01
+    result.save(path)
+    with pytest.raises(ResultError, match=rf"selectivity.fit_and_network.v1 is {right + 0.01}, its pairs have {right}"):
+        verify(path, None, "", None, None)
 
 
 def test_variants_are_compared_tuple_by_tuple(tmp_path: Path) -> None:
