@@ -44,7 +44,7 @@ class Batch:
     source: Shaped[Tensor, "B 3 H W"]  # I_s
     driving: Shaped[Tensor, "B K 3 H W"]  # I_d
     # The frame that the expression code is read from: the same instant seen by another camera where there is one,
-    # otherwise `driving` itself (METHOD.md, cross-view training).
+    # otherwise `driving` itself (DeX-Portrait, cross-view training).
     expression_view: Shaped[Tensor, "B K 3 H W"]
     # Label of the head pose in `expression_view`, by which its face is brought upright; weight 0: nobody knows it
     view_pose: Float[Tensor, "B K 3 4"]

@@ -33,7 +33,7 @@ def zeroed(module: nn.Module) -> nn.Module:
 def volume_depth(channels: int, height: int) -> int:
     """Depth of the 3D feature that c channels at height h are read as: h/2, or the nearest divisor of c below.
 
-    (c, h) = (320, 64) → 32, (640, 32) → 16, (1280, 16) → 8, (1280, 8) → 4 (METHOD.md, reference warping).
+    (c, h) = (320, 64) → 32, (640, 32) → 16, (1280, 16) → 8, (1280, 8) → 4 (DeX-Portrait, sec. 3.2, reference warping).
     """
     depth = max(1, height // 2)
     while channels % depth:
@@ -42,7 +42,7 @@ def volume_depth(channels: int, height: int) -> int:
 
 
 def as_volume(tokens: Float[Tensor, "B N c"], height: int, width: int) -> Float[Tensor, "B C D h w"]:
-    """Hidden states read as a 3D feature, C = 2c/h channels of depth D = h/2 (METHOD.md, reference warping)."""
+    """Hidden states read as a 3D feature, C = 2c/h channels of depth D = h/2 (DeX-Portrait, sec. 3.2)."""
     volume = tokens.mT.unflatten(2, (height, width))
     return volume.unflatten(1, (-1, volume_depth(tokens.shape[2], height)))
 
@@ -83,7 +83,7 @@ class ReferenceBlock(nn.Module):
 
 class DenoisingBlock(nn.Module):
     """A transformer block of the denoising UNet. In order: warped reference, self- and reference attention, expression
-    attention, feed-forward, temporal attention (METHOD.md, stage 2).
+    attention, feed-forward, temporal attention (DeX-Portrait, sec. 3.2).
 
     At initialisation it computes exactly what Stable Diffusion's block computes without its text attention: of each
     addition the last layer is zero. Those last layers have no bias where a dropped condition must leave no trace.
@@ -151,7 +151,7 @@ class DenoisingBlock(nn.Module):
         return self.expression_attention(self.expression_norm(hidden), tokens + self.expression_places)
 
     def warped_reference(self, conditions: BlockConditions, told: FrameConditions) -> Float[Tensor, "BF N C"]:
-        """The reference's hidden state as a 3D feature of 2c/h channels, seen at the driver's pose (METHOD.md)."""
+        """The reference's hidden state as a 3D feature of 2c/h channels, seen at the driver's pose (DeX-Portrait)."""
         assert self.warped_out is not None
         feature = told.reference.features[self.index]
         # In float32 before it is expanded, so that one source's volume stays a view for all its frames.
@@ -163,7 +163,7 @@ class DenoisingBlock(nn.Module):
     def self_attention(self, normed: Float[Tensor, "BF N C"], conditions: BlockConditions) -> Float[Tensor, "BF N C"]:
         """attn1(own) + Z (A(q; own ⊕ reference) - A(q; own)), A the heads before to_out, Z a linear map, zero at first.
 
-        **(ours)** METHOD.md joins the reference to the keys and values; that alone changes the softmax at step 0, when
+        **(ours)** The paper joins the reference to the keys and values; that alone changes the softmax at step 0, when
         nothing may change. With Z the weight of to_out this is that joint attention to the letter.
         """
         query, key, value = self.attn1.to_q(normed), self.attn1.to_k(normed), self.attn1.to_v(normed)

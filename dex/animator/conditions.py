@@ -1,4 +1,4 @@
-"""What the denoiser is told: the source's reference, the poses and the expression code (METHOD.md, stage 2).
+"""What the denoiser is told: the source's reference, the poses and the expression code (DeX-Portrait, sec. 3.2).
 
 B samples (one source each), F frames of each; the networks see the frames of all samples in one row of B·F.
 """

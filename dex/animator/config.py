@@ -51,7 +51,7 @@ BLOCK_TYPES = {
 
 @dataclass(frozen=True)
 class AnimatorConfig:
-    """Sizes of the reference and the denoising UNet and of what is added to them (METHOD.md, stage 2)."""
+    """Sizes of the reference and the denoising UNet and of what is added to them (DeX-Portrait, sec. 3.2)."""
 
     expression_dim: int = 512
     expression_tokens: int = 32  # e is read as that many tokens of expression_dim / expression_tokens

@@ -66,7 +66,7 @@ _NEEDED = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "pr
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How a video is drawn; the defaults are the paper's (METHOD.md) but for `scale`, which it does not state.
+    """How a video is drawn; the defaults are the paper's but for `scale`, which it does not state.
 
     Raises `ValueError` for numbers that do not fit.
     """

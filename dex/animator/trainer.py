@@ -1,4 +1,4 @@
-"""The diffusion animator: stage 2 as a LightningModule (DeX-Portrait, sec. 3.2; METHOD.md, stage 2)."""
+"""The diffusion animator: stage 2 as a LightningModule (DeX-Portrait, sec. 3.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two UNets of stage 2, both diffusers' `UNet2DConditionModel` with Stable Diffusion 1.5's layers (METHOD.md)."""
+"""The two UNets of stage 2, both diffusers' `UNet2DConditionModel` with Stable Diffusion 1.5's layers."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class AnimatorUNet(nn.Module):
     """Reference UNet and denoising UNet. Each addition starts at zero: at step 0 ε is the base UNet's without its text.
 
     Image phase: both train (`spatial_parameters`), the reference under gradient with them, as both start from the same
-    base weights and METHOD.md freezes "the rest" only in the video phase, when `temporal_parameters` alone train.
+    base weights and the paper freezes "the rest" only in the video phase, when `temporal_parameters` alone train.
     """
 
     def __init__(self, config: AnimatorConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """Every width and depth of stage 1 (METHOD.md); written to config.json beside exported weights."""
+    """Every width and depth of stage 1 (DeX-Portrait, sec. 3.1); written to config.json beside exported weights."""
 
     size: int = 256  # pictures, both sides
     # 3D appearance feature f: channels × depth × (volume_size)²

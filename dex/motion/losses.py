@@ -34,7 +34,7 @@ class LossWeights:
     r1: float = 10.0  # γ of R1 (ours)
     r1_interval: int = 16
     # The anchors (ours): supervised by the shards' labels, decaying exponentially to `anchor_floor` of their weight.
-    # Pose: METHOD.md. Expression: a linear read-out of e must tell the blendshapes, which gives the decoder a code that
+    # Pose: paper. Expression: a linear read-out of e must tell the blendshapes, which gives the decoder a code that
     # says something long before reconstruction would teach it to; what else e says stays free.
     pose: float = 0.0
     expression: float = 0.0

@@ -22,7 +22,7 @@ from dex.reading.tuples import EDITS, Asked, Faces, Tuples, parts
 
 MATRIX = ("I_pp", "I_ee", "I_pe", "I_ep")
 AT_ONCE = 16  # tuples, or pictures to encode
-# An estimator counts where it reads renders of the truth at least so well (BENCHMARK.md's conditions).
+# An estimator counts where it reads renders of the truth at least so well (docs/monitor.md).
 LEAST_R2, MOST_CROSS_TALK = 0.9, 0.15
 _STILL = 1e-4  # deviation of a component that does not vary: radians, normalised units, nats
 

@@ -1,4 +1,4 @@
-"""A transformer block alone: shapes of METHOD.md, and its additions against formulas written out here."""
+"""A transformer block alone: shapes of the paper, and its additions against formulas written out here."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_depth_of_the_3d_feature() -> None:
 
 
 def test_shapes_of_the_3d_feature() -> None:
-    """METHOD.md for 512²: 2c/h channels of size (h/2)×h×h."""
+    """The paper's shapes for 512²: 2c/h channels of size (h/2)×h×h."""
     for channels, height, shape in (
         (320, 64, (10, 32, 64, 64)),
         (640, 32, (40, 16, 32, 32)),
@@ -111,7 +111,7 @@ def test_along_the_shell_a_turned_face_arrives_where_its_front_is(block: Denoisi
 
 @torch.no_grad()
 def test_with_the_weight_of_to_out_reference_attention_is_attention_over_both(block: DenoisingBlock) -> None:
-    """The softmax of METHOD.md's concat(own, reference), written out."""
+    """The softmax of the paper's concat(own, reference), written out."""
     attention = block.attn1
     block.reference_out.weight.copy_(attention.to_out[0].weight)
     own, reference = 3 * torch.randn(4, SIZE * SIZE, 32), 3 * torch.randn(2, SIZE * SIZE, 32)

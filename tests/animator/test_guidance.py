@@ -8,7 +8,7 @@ BRANCHES = ("none", "no_expression", "full")
 
 
 def formula(t: int, w: float) -> tuple[float, float, float]:
-    """METHOD.md with t counting down from 35, as coefficients of (ε(z, ∅), ε(z, c|exp), ε(z, c))."""
+    """The paper's rule with t counting down from 35, as coefficients of (ε(z, ∅), ε(z, c|exp), ε(z, c))."""
     without = (1 - w, w, 0.0)  # ε̃(z, c|exp) = ε(z, ∅) + w (ε(z, c|exp) − ε(z, ∅))
     whole = (1 - w, 0.0, w)
     if 30 < t <= 35:

@@ -342,7 +342,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 def test_parameters_at_full_size() -> None:
-    """Stable Diffusion 1.5's 859.5 M: what METHOD.md takes away, and what each addition brings."""
+    """Stable Diffusion 1.5's 859.5 M: what the method takes away, and what each addition brings."""
     base = 859_520_964
     with torch.device("meta"):
         network = AnimatorUNet(AnimatorConfig())

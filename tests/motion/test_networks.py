@@ -1,4 +1,4 @@
-"""The paper-size networks, shape by shape (METHOD.md, stage 1), and the parts that mathematics can check."""
+"""The paper-size networks, shape by shape (DeX-Portrait, sec. 3.1), and the parts that mathematics can check."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Procedural 3D heads with exact ground truth: seeded identity, ARKit-named expression, pose (METHOD.md's conventions).
+"""Procedural 3D heads with exact ground truth: seeded identity, ARKit-named expression, pose (as in `dex.pose`).
 
 `make_head(seed)` decides an identity, `render(head, expression, pose, size)` draws it, and `landmarks` projects named
 vertices of it. `python -m dex.data.synthetic` writes shards, a picture sheet, or the renderer's speed.

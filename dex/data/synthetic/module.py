@@ -129,7 +129,7 @@ class SyntheticHeads(L.LightningDataModule):
             batch_size: sources a batch; each has `drivers` driving frames.
             workers: processes that render; 0 renders in the training process.
             seed: of the training batches. Validation is the same for every seed, so that runs compare.
-            second_view: read the expression code from another camera's view of the same instant (METHOD.md).
+            second_view: read the expression code from another camera's view of the same instant (DeX-Portrait).
             framing: wide, with hair and shoulders, or close, where the face fills the picture.
             expressions: all coefficients on their own, or symmetric: the ten controls that the monitor reads.
             identities: how many different heads training knows.

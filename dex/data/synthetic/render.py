@@ -1,4 +1,4 @@
-"""Draw synthetic heads: expression first, then the pose x_img = sR x_can + t, orthographic (METHOD.md)."""
+"""Draw synthetic heads: expression first, then the pose x_img = sR x_can + t, orthographic (`dex.pose`)."""
 
 from dataclasses import dataclass
 from functools import lru_cache

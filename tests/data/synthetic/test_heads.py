@@ -114,7 +114,7 @@ def nose(p):
 
 
 def test_sign_of_every_pose_component():
-    """METHOD.md's conventions on pixels: x right, y down, R = R_z R_y R_x; the nose is the foremost point (z < 0)."""
+    """As `dex.pose` says, on pixels: x right, y down, R = R_z R_y R_x; the nose is the foremost point (z < 0)."""
     still = nose(pose())
     assert nose(pose(yaw=20))[0] < still[0] - 0.1  # R_y takes (0, 0, -1) to (-sin, 0, -cos): left
     assert nose(pose(pitch=15))[1] > still[1] + 0.08  # R_x takes it to (0, +sin, -cos): down
