@@ -133,7 +133,8 @@ def intervals_of(clusters: Float[np.ndarray, "N 6"], own: Mapping[str, float]) -
 def table(figures: Mapping[str, float], between: Mapping[str, tuple[float, float]], own: Mapping[str, float]) -> str:
     """Markdown: gains with leaks, and beside them what the estimator does on renders of the truth."""
     rows = ["| | found | 95 % | estimator's own |", "| --- | --- | --- | --- |"]
-    names = [*MATRIX, "L_pe", "L_ep", "S", "probe_r2/pose_from_expression", "probe_r2/identity_from_expression"]
+    names = [*MATRIX, "L_pe", "L_ep", "S", "probe_r2/pose_from_expression"]
+    names += ["probe_r2/rotation_from_expression", "probe_r2/identity_from_expression"]
     names += ["background_drift", "residual", "r2/expression", *(f"gain/{name}" for name in NAMES)]
     for name in names:
         if name in figures:

@@ -124,7 +124,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("cores, memory", f"{cores} cores, {memory / 2**30:.1f} GiB")
     if Path("/dev/shm").is_dir():
         free = shutil.disk_usage("/dev/shm").free
-        remedy = "give the container more (docker run --shm-size=8g), or train with data.num_workers=0"
+        remedy = "give the container more (docker run --shm-size=8g), or train with --data.init_args.workers 0"
         yield Finding(
             "shared memory", f"{free / 2**30:.2f} GiB free", remedy if free < _SMALL_SHM else "", needed=False
         )

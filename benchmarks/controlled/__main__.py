@@ -31,7 +31,8 @@ from dex.speed import usable_cores
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULTS = Path(__file__).parents[1] / "results" / "controlled"
 ESTIMATOR = "estimator-{}.json"  # beside the results
-ONE_AT_A_TIME = Lock()
+ONE_AT_A_TIME = Lock()  # of measuring, which takes all cores
+RUNS: dict[Path, Lock] = {}  # of a training that several jobs may ask for at once
 
 
 class RunError(ValueError):
@@ -108,7 +109,7 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
         "encoders_fingerprint": backend.encoders,
     }
     path = file_of(asked, name, seed)
-    with ONE_AT_A_TIME:  # it takes all cores
+    with ONE_AT_A_TIME:
         measured(questions_of(asked.preset, asked.out), backend, asked.preset, model).save(path)
     return path
 
@@ -126,10 +127,11 @@ def config_of(run: Path, runs: Path) -> dict[str, Any]:
 
 
 def exported(asked: argparse.Namespace, name: str, seed: int) -> Path:
-    """The run of a variant, trained where it is not."""
+    """The run of a variant, trained where it is not: its result file may be there without it."""
     run = asked.runs / f"{asked.preset}-{name}-{seed}"
-    if not (run / "export" / "config.json").is_file():
-        train(asked, run, VARIANTS[name], seed)
+    with RUNS.setdefault(run, Lock()):
+        if not (run / "export" / "config.json").is_file():
+            train(asked, run, VARIANTS[name], seed)
     return run
 
 
@@ -156,9 +158,8 @@ def train(asked: argparse.Namespace, run: Path, variant: Variant, seed: int) -> 
         **(variant.change or {}),
     }
     if variant.stage == 2:
-        with ONE_AT_A_TIME:  # its result file may be there without its run
-            encoders = asked.encoders or exported(asked, "everything", seed) / "export" / "encoders"
-            change["model.init_args.encoders"] = encoders
+        encoders = asked.encoders or exported(asked, "everything", seed) / "export" / "encoders"
+        change["model.init_args.encoders"] = encoders
     arguments = [f"--{key}={value}" for key, value in change.items()]
     preset = PRESETS[asked.preset]
     configs = preset.motion if variant.stage == 1 else preset.animator

@@ -145,6 +145,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "L_ep": (f"leak_ep.{_READER}", "none"),
     "S": (f"selectivity.{_READER}", "higher"),
     "probe_r2/pose_from_expression": ("probe_pose.ridge_r2.v1", "none"),
+    "probe_r2/rotation_from_expression": ("probe_rotation.ridge_r2.v1", "none"),
     "probe_r2/identity_from_expression": ("probe_identity.ridge.v1", "none"),
     "background_drift": ("background_drift.v1", "lower"),
     "residual": (f"residual.{_READER}", "lower"),

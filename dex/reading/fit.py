@@ -1,9 +1,10 @@
 """Pose and expression of a picture of a synthetic head, read by drawing that head until it looks the same.
 
-An estimator by analysis and synthesis. It knows whose head it is and nothing else, needs no weights and no training,
-and is exact where the picture is exact. What blur and error leave unsaid is answered by the mean of all expressions, so
-that noise reads as no movement and not as some movement: least squares on pixels, with a prior on the expression (a
-maximum a posteriori estimate), by damped Gauss-Newton steps from coarse to fine. The blur of the picture is fitted too.
+An estimator by analysis and synthesis. It knows whose head it is and in which poses to begin looking, needs no weights
+and no training, and is exact where the picture is exact. What blur and error leave unsaid is answered by the mean of
+all expressions, so that noise reads as no movement and not as some movement: least squares on pixels, with a prior on
+the expression (a maximum a posteriori estimate), by damped Gauss-Newton steps from coarse to fine. The blur of the
+picture is fitted too.
 """
 
 from __future__ import annotations

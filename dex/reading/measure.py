@@ -199,13 +199,15 @@ def encoded(encode: Encode, faces: Faces, device: torch.device) -> Float[Tensor,
 
 def probes(codes: Float[Tensor, "N E"], faces: Faces) -> dict[str, float]:
     """What a linear probe reads from the expression codes of faces that should not be there:
-    `probe_r2/pose_from_expression`, mean R² over the components of the pose, on identities the probe was not fitted on;
+    `probe_r2/pose_from_expression`, mean R² over the twelve `pose_targets`, on identities the probe was not fitted on;
+    `probe_r2/rotation_from_expression`, over the rotation vector alone, which an upright face still shows;
     `probe_r2/identity_from_expression`, accuracy above chance, 1 where every identity is told; and `code_deviation`."""
-    pose = float(ridge_r2(codes, pose_targets(faces.pose), faces.identity).nanmean())
+    pose = ridge_r2(codes, pose_targets(faces.pose), faces.identity)
     correct, chance = identity_accuracy(codes, faces.identity)
     identity = max(0.0, (correct - chance) / (1 - chance))
     return {
-        "probe_r2/pose_from_expression": pose,
+        "probe_r2/pose_from_expression": float(pose.nanmean()),
+        "probe_r2/rotation_from_expression": float(pose[:3].nanmean()),
         "probe_r2/identity_from_expression": identity,
         "code_deviation": float(codes.std(dim=0).mean()),
     }
