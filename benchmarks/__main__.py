@@ -90,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--features", default="effnet_lite0", help="of the distance of distributions; or inception"
         )
+        command.add_argument("--identity", choices=("arcface", "none"), default="arcface", help="none: no CSIM")
         command.add_argument("--i3d", type=Path, metavar="FILE", help="TorchScript of I3D: FVD as well")
         command.add_argument("--i3d-sha256", default="", metavar="HASH", help="of that file, the one that you trust")
         command.add_argument("--force", action="store_true", help="an FVD of fewer than 256 videos")
@@ -121,6 +122,8 @@ def run(options: argparse.Namespace) -> None:
     devices = int(options.devices) if options.devices.isdecimal() else options.devices
     fabric = Fabric(accelerator="auto", devices=devices, num_nodes=options.nodes)
     fabric.launch()
+    # Now, so that nobody waits for videos that cannot be scored.
+    extractors = _extractors(options) if fabric.global_rank == 0 else None
     with ExitStack() as stack:
         maker, model = _maker(options, manifest, material, stack)
         videos = options.out / "videos" / f"{model['name']}-{options.protocol_name}"
@@ -128,8 +131,8 @@ def run(options: argparse.Namespace) -> None:
     fabric.barrier()
     if torch.distributed.is_initialized():  # one process scores: metrics must not wait for the others'
         torch.distributed.destroy_process_group()
-    if fabric.global_rank == 0:
-        _score(options, videos, model)
+    if extractors is not None:
+        _score(options, videos, model, extractors)
 
 
 def baselines(options: argparse.Namespace) -> None:
@@ -176,13 +179,13 @@ def _nameless(name: str) -> dict[str, Any]:
 
 
 def score(options: argparse.Namespace) -> None:
-    _score(options, options.videos, _nameless(options.name or options.videos.resolve().name))
+    _score(options, options.videos, _nameless(options.name or options.videos.resolve().name), _extractors(options))
 
 
-def _score(options: argparse.Namespace, videos: Path, model: dict[str, Any]) -> None:
+def _score(options: argparse.Namespace, videos: Path, model: dict[str, Any], extractors: Extractors) -> None:
     from benchmarks.suite import score as score_videos
 
-    with _extractors(options) as extractors:
+    with extractors:
         command = ["python", "-m", "benchmarks", *sys.argv[1:]]
         result = score_videos(videos, options.protocol, options.shards, extractors, model, command)
     path = options.out / f"{model['name']}-{options.protocol_name}.json"
@@ -200,7 +203,7 @@ def _extractors(options: argparse.Namespace) -> Extractors:
     from benchmarks.suite import make_extractors
 
     o = options
-    return make_extractors(o.perceptual, o.features, o.motion_extractor, o.i3d, o.i3d_sha256, o.force)
+    return make_extractors(o.perceptual, o.features, o.identity, o.motion_extractor, o.i3d, o.i3d_sha256, o.force)
 
 
 def table(options: argparse.Namespace) -> None:

@@ -53,7 +53,7 @@ def run(size: int, clips: int, turns: int) -> dict[str, Any]:
     material = SyntheticClips.of(manifest)
     with (
         tempfile.TemporaryDirectory() as folder,
-        make_extractors("stlpips_alex", "effnet_lite0", None, None, "", False) as extractors,
+        make_extractors("stlpips_alex", "effnet_lite0", "arcface", None, None, "", False) as extractors,
     ):
         videos = Path(folder)
         generate(manifest, lambda pair: material.frames(pair.pose), videos)
@@ -90,6 +90,7 @@ def time_bare(manifest: Manifest, material: SyntheticClips, extractors: Extracto
         spent[name] = spent.get(name, 0.0) + time.perf_counter() - begin
         return result
 
+    assert extractors.identity is not None
     for pair in manifest.pairs:
         truth = material.frames(pair.pose)
         for frames in (truth, truth, material.frames(pair.source)):

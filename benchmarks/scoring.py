@@ -48,7 +48,7 @@ class Extractors:
     """What pictures are read by. In a `with` block."""
 
     faces: MediaPipeReader
-    identity: ArcFace
+    identity: ArcFace | None  # None: no CSIM
     perceptual: Perceptual
     features: Features
     videos: I3d | None = None  # None: no FVD
@@ -68,7 +68,7 @@ class Seen:
     """What was read from one video."""
 
     faces: FaceReading
-    embedding: Float[Tensor, "F D"]
+    embedding: Float[Tensor, "F D"] | None  # None: nobody was asked
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,10 @@ class Scorer:
         pose, expression, source = (self._driver(span) for span in (pair.pose, pair.expression, pair.source))
         values = self._motion(seen, pose, expression)
         reference = pose if self.manifest.task == "self" else source
-        cosine = (seen.embedding * reference.embedding).sum(dim=-1)
-        values[self._csim] = float(cosine.nanmean()) if cosine.isfinite().any() else math.nan
+        if self.extractors.identity is not None and seen.embedding is not None and reference.embedding is not None:
+            cosine = (seen.embedding * reference.embedding).sum(dim=-1)
+            name = f"csim.{self.extractors.identity.id}.v1"
+            values[name] = float(cosine.nanmean()) if cosine.isfinite().any() else math.nan
         made = as_float(output)
         self._fake.update(features := self.extractors.features.features(made), real=False)
         self._kernel.update(features[:: self._kernel_stride], real=False)
@@ -179,8 +181,8 @@ class Scorer:
         return values
 
     def _see(self, frames: Frames) -> Seen:
-        faces = self.extractors.faces.read(frames)
-        return Seen(faces, self.extractors.identity.embed(frames, faces.points))
+        faces, identity = self.extractors.faces.read(frames), self.extractors.identity
+        return Seen(faces, None if identity is None else identity.embed(frames, faces.points))
 
     def _driver(self, span: Span) -> Seen:
         """Read once. Drivers are also what generated pictures are compared with as a distribution."""
@@ -222,10 +224,6 @@ class Scorer:
 
     # ---- the whole set -----------------------------------------------------------------------------------------------
 
-    @property
-    def _csim(self) -> str:
-        return f"csim.{self.extractors.identity.id}.v1"
-
     def _metrics(self) -> Iterator[dict[str, Any]]:
         identities = [self.manifest.identity[pair.source.clip] for pair in self.manifest.pairs]
         for name in self._values[0]:
@@ -247,8 +245,8 @@ class Scorer:
         kind = name.partition(".")[0]
         if kind in ("aed", "apd", "csim"):
             entry["fail_rate"] = self._fail_rate()
-            source = self.extractors.identity.source if kind == "csim" else self.extractors.faces.source
-            entry["extractor"] = vars(source)
+            reader = self.extractors.identity if kind == "csim" else self.extractors.faces
+            entry["extractor"] = vars(reader.source) if reader is not None else None
         elif name == self.extractors.perceptual.id:
             entry["extractor"] = vars(self.extractors.perceptual.source)
         if kind == "csim":
@@ -268,8 +266,8 @@ class Scorer:
         """Cosine of one person's frames and of strangers' on this very set: what a CSIM is to be read between."""
         by_person: dict[str, list[Tensor]] = defaultdict(list)
         for span, seen in self._drivers.items():
-            rows = seen.embedding[seen.embedding.isfinite().all(dim=1)]
-            if len(rows):
+            rows = None if seen.embedding is None else seen.embedding[seen.embedding.isfinite().all(dim=1)]
+            if rows is not None and len(rows):
                 by_person[self.manifest.identity[span.clip]].append(rows[[0, -1]])
         same = [torch.cat(rows) for rows in by_person.values()]
         within = [(rows[:, None] * rows).sum(-1)[~torch.eye(len(rows), dtype=torch.bool)].mean() for rows in same]

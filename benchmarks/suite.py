@@ -94,12 +94,22 @@ def hash_videos(folder: Path, manifest: Manifest) -> str:
 
 
 def make_extractors(
-    perceptual: str, features: str, motion: Path | None, i3d: Path | None, i3d_sha256: str, few_videos: bool
+    perceptual: str,
+    features: str,
+    identity: str,
+    motion: Path | None,
+    i3d: Path | None,
+    i3d_sha256: str,
+    few_videos: bool,
 ) -> Extractors:
-    """Raises `WeightsError` where weights are missing, ValueError where MediaPipe is."""
+    """`identity`: "none" for no CSIM.
+
+    Raises `WeightsError` where weights are missing, ValueError where MediaPipe is.
+    """
     videos = None if i3d is None else I3d(i3d, i3d_sha256)
     faces = MediaPipeReader() if motion is None else ScriptReader.from_file(motion)
-    return Extractors(faces, ArcFace(), Perceptual(perceptual), Features(features), videos, few_videos)
+    embedding = None if identity == "none" else ArcFace()
+    return Extractors(faces, embedding, Perceptual(perceptual), Features(features), videos, few_videos)
 
 
 def verify(

@@ -121,7 +121,7 @@ def _check_finished(out: Path, finished: dict, begun_with: dict, sources: list[S
 def _check_machine() -> None:
     for name in ("mediapipe", "matplotlib"):
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"{name} is not installed; pip install 'dex-portrait[prep]'")
+            raise ValueError(f"{name} is not installed; pip install -e '.[prep]'")
     for name in ("face_landmarker", "yunet"):
         weights.path(name)
 

@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 # Overlays hold a difference only and follow the config that they change.
 OVERLAYS = {
     "motion_small_64.yaml": "quickstart.yaml",
+    "animator_small_64.yaml": "animator_quick.yaml",
     "controlled_long.yaml": "controlled_small.yaml",
     "controlled_full.yaml": "controlled_small.yaml",
     "controlled_real.yaml": "controlled_small.yaml",

@@ -86,7 +86,7 @@ def make_view(footage: Footage, fps: Fraction, contract: CropContract | None, cr
     except (ImportError, OSError) as error:
         raise ValueError(
             f"finding faces needs MediaPipe and OpenCV ({str(error).splitlines()[0]}): "
-            "pip install 'dex-portrait[prep]', then python -m dex.doctor --install; or pass --no-crop for pictures "
+            "pip install -e '.[prep]', then python -m dex.doctor --install; or pass --no-crop for pictures "
             "that are already cut"
         ) from error
 

@@ -436,7 +436,7 @@ def test_without_opencv_the_remedy_is_named(checkpoint: Path, material: Path, tm
         )
         assert ended.returncode == code, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("error: finding faces needs MediaPipe and OpenCV")
-    assert "dex-portrait[prep]" in ended.stderr
+    assert "pip install -e '.[prep]'" in ended.stderr
 
 
 def test_footage_orders_numbers_and_keeps_exif(tmp_path: Path) -> None:

@@ -63,6 +63,31 @@ def run(protocol: Path, out: Path, *words: str) -> Result:
     return Result.load(out / f"{name}-{protocol.stem}.json")
 
 
+def test_without_an_identity_network_there_is_no_csim(
+    protocol: Path,
+    tmp_path: Path,
+    weights_env: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("benchmarks.suite.ArcFace", lambda: pytest.fail("asked for"))
+    found = run(protocol, tmp_path, "--method", "oracle", "--identity", "none")
+    assert not any(entry["id"].startswith("csim") for entry in found.content["metrics"])
+    assert found.metric("aed.mp_blendshapes_l1mean.v1")["value"] == pytest.approx(0, abs=1e-4)
+    assert main(["table", str(tmp_path / "oracle-tiny-self.json")]) == 0
+    assert "csim" not in capsys.readouterr().out
+
+
+def test_weights_that_are_missing_are_told_before_any_video_is_made(
+    protocol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEX_WEIGHTS", str(tmp_path / "nothing"))
+    words = ["run", "--protocol", str(protocol), "--out", str(tmp_path), "--method", "oracle", "--perceptual", "vgg16"]
+    assert main(words) == 1
+    assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "videos").exists()
+
+
 def test_oracle_is_perfect_and_copying_is_not(
     protocol: Path, tmp_path: Path, weights_env: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

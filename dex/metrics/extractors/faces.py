@@ -50,7 +50,7 @@ class MediaPipeReader:
         except (ImportError, OSError) as error:
             raise ValueError(
                 f"reading faces needs MediaPipe and OpenCV ({str(error).splitlines()[0]}): "
-                "pip install 'dex-portrait[prep]', then python -m dex.doctor --install"
+                "pip install -e '.[prep]', then python -m dex.doctor --install"
             ) from error
         self._tracker: FaceTracker = FaceTracker()
 
