@@ -11,6 +11,7 @@ from torch import Tensor
 from dex.data.synthetic.controls import NAMES, to_blendshapes
 from dex.data.synthetic.render import render
 from dex.pose import euler_from_matrix, split_pose
+from dex.reading.__main__ import main, spoilt
 from dex.reading.fit import Fit
 from dex.reading.measure import (
     Measured,
@@ -169,3 +170,20 @@ def test_pictures_show_the_matrix_and_the_tuples(tuples: Tuples, oracle: Measure
     shown = tuples_picture(tuples, oracle, 3)
     assert shown.shape == (3, 3 * 66 + 2, 9 * 66 + 2)
     assert len(NAMES) == len(oracle.readings["none"].controls[0])
+
+
+def test_spoilt_truths_have_the_same_errors_in_the_pictures_of_a_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuples = make_tuples(3, 64, framing="close")
+    exact, made = truths(tuples), spoilt(tuples)
+    errors = {edit: made[edit] - exact[edit] for edit in EDITS}
+    again = spoilt(tuples)
+    for edit in EDITS:
+        assert torch.equal(made[edit], again[edit])
+        assert made[edit].min() >= 0
+        assert made[edit].max() <= 1
+        assert errors[edit].abs().mean() > 0.02
+    alike = torch.stack([e.flatten() for e in errors.values()]).corrcoef()
+    assert alike[0, 2] > 0.5  # an edit of the expression changes few pixels, so nearly the same errors
+    monkeypatch.setattr("sys.argv", ["x", "--degraded", "--size", "128"])
+    with pytest.raises(SystemExit, match=r"error: --degraded: renders of 64 pixels"):
+        main()
