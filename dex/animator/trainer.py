@@ -246,7 +246,14 @@ class Animator(L.LightningModule):
         shard(self, [self.network.reference])
 
     def on_fit_start(self) -> None:
-        """Raises the cache's error where its latents are another codec's."""
+        """Raises the cache's error where its latents are another codec's, and `ValueError` for accumulated gradients:
+        noise, callbacks and checkpoints go by optimiser steps, and would be the same for every batch of one."""
+        if self.trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, need 1: every batch of a "
+                "step would get the same noise; raise data.batch_size, with optimisation.gradient_checkpointing where "
+                "memory is short, or train on more devices"
+            )
         cache = getattr(getattr(self.trainer, "datamodule", None), "latent_cache", None)
         if cache is not None:
             cache.check_codec(self.codec.name, self.codec.hash)

@@ -354,6 +354,11 @@ def test_muon_turns_matrices_and_adam_the_rest(encoders: Path, tmp_path: Path) -
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02 / 3, 2e-3 / 3])
 
 
+def test_accumulated_gradients_are_refused(encoders: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches is 2, need 1: .* raise data.batch_size"):
+        trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit(animator(encoders), heads())
+
+
 def test_muon_is_refused_where_it_cannot_be(encoders: Path) -> None:
     with pytest.raises(ValueError, match=r"muon knows no weight decay; weight_decay is 0.01, set it to 0"):
         AnimatorOptimisation(muon=0.02)
