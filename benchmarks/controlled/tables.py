@@ -39,7 +39,7 @@ BEHIND = ("probe_r2/pose_from_expression", "probe_r2/identity_from_expression", 
 
 def table(results: Sequence[Result]) -> str:
     """Markdown: a row a variant, means over its seeds, with 95 % intervals over tuples; then the gain of each control,
-    and differences."""
+    and differences at equal seeds."""
     by_name: dict[str, list[Result]] = {}
     for result in results:
         by_name.setdefault(result.method, []).append(result)
@@ -55,7 +55,8 @@ def table(results: Sequence[Result]) -> str:
         if rest := [name for name in others if name in by_name and base in by_name]:
             lines += ["", line([f"{VARIANTS[base].words}, less …, tuple by tuple", *FRONT])]
             lines += [line(["---"] * (1 + len(FRONT)))]
-            lines += [line([VARIANTS[name].words, *differences(by_name[base], by_name[name])]) for name in rest]
+            pairs = [(name, *of_the_same_seeds(by_name[base], by_name[name])) for name in rest]
+            lines += [line([VARIANTS[name].words, *differences(mine, others)]) for name, mine, others in pairs if mine]
     return "\n".join([*lines, "", *notes(results)])
 
 
@@ -86,6 +87,13 @@ def seed_mean(key: str, own: Mapping[str, float], totals: Float[np.ndarray, "R 6
     seeds = torch.from_numpy(totals).unflatten(1, (-1, len(SQUARES)))
     figures = with_leaks(influence_of(seeds), own)
     return figures[key].mean(axis=1) if key in figures else np.full(len(totals), np.nan)
+
+
+def of_the_same_seeds(results: Sequence[Result], others: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """Of two variants the trainings whose seed both have."""
+    seeds, theirs = ({result.content["model"]["seed"] for result in side} for side in (results, others))
+    mine, rest = ([r for r in side if r.content["model"]["seed"] in seeds & theirs] for side in (results, others))
+    return mine, rest
 
 
 def differences(results: Sequence[Result], others: Sequence[Result]) -> list[str]:

@@ -149,6 +149,8 @@ def test_variants_are_compared_tuple_by_tuple(tmp_path: Path) -> None:
     said = table([made["everything"][0], made["no-augmentation"][0]])
     assert "| without both | +0.20 [+0.20, +0.20] |" in said
     assert "less …" not in table(made["everything"])
+    make_result(tmp_path, "everything", 1, 0.3)  # a seed that the other does not have is not compared with it
+    assert "| without both | +0.20 [+0.20, +0.20] |" in table(load(tmp_path, "small"))
 
 
 def test_stage_2_is_compared_with_stage_2(tmp_path: Path) -> None:
