@@ -54,8 +54,12 @@ VARIANTS: dict[str, Variant] = {
     "standard-guidance": Variant(
         "h", "stage 2, standard guidance", stage=2, of="animator", sampler={"delay": 0, "blend": 0}
     ),
-    "progressive-0": Variant("h", "stage 2, S = 0", stage=2, of="animator", sampler={"delay": 0, "blend": 5}),
-    "progressive-10": Variant("h", "stage 2, S = 10", stage=2, of="animator", sampler={"delay": 10, "blend": 5}),
+    "progressive-0": Variant(
+        "h", "stage 2, expression joins after 0 of 35 steps", stage=2, of="animator", sampler={"delay": 0, "blend": 5}
+    ),
+    "progressive-10": Variant(
+        "h", "stage 2, expression joins after 10 of 35 steps", stage=2, of="animator", sampler={"delay": 10, "blend": 5}
+    ),
 }
 
 
