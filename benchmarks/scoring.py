@@ -36,7 +36,7 @@ from dex.metrics.extractors.perceptual import Perceptual
 from dex.metrics.influence import Influence, Reading, influence_matrix, selectivity
 from dex.metrics.motion import ExpressionDistance, PoseDistance
 from dex.metrics.pictures import psnr, ssim
-from dex.metrics.statistics import bca, cluster_bootstrap
+from dex.metrics.statistics import RESAMPLES, bca, cluster_bootstrap
 
 _KERNEL_PICTURES = 10_000  # the kernel distance holds the features of all its pictures: about so many, evenly spaced
 _TRIM_EVERY = 16  # clips: each costs the next clip the time to get its memory anew
@@ -68,7 +68,7 @@ class Seen:
     """What was read from one video."""
 
     faces: FaceReading
-    embedding: Float[Tensor, "F D"] | None  # None: nobody was asked
+    embedding: Float[Tensor, "F D"]  # D = 0 where there is no identity network
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Scorer:
         pose, expression, source = (self._driver(span) for span in (pair.pose, pair.expression, pair.source))
         values = self._motion(seen, pose, expression)
         reference = pose if self.manifest.task == "self" else source
-        if self.extractors.identity is not None and seen.embedding is not None and reference.embedding is not None:
+        if self.extractors.identity is not None:
             cosine = (seen.embedding * reference.embedding).sum(dim=-1)
             name = f"csim.{self.extractors.identity.id}.v1"
             values[name] = float(cosine.nanmean()) if cosine.isfinite().any() else math.nan
@@ -182,7 +182,7 @@ class Scorer:
 
     def _see(self, frames: Frames) -> Seen:
         faces, identity = self.extractors.faces.read(frames), self.extractors.identity
-        return Seen(faces, None if identity is None else identity.embed(frames, faces.points))
+        return Seen(faces, torch.empty(len(frames), 0) if identity is None else identity.embed(frames, faces.points))
 
     def _driver(self, span: Span) -> Seen:
         """Read once. Drivers are also what generated pictures are compared with as a distribution."""
@@ -241,7 +241,7 @@ class Scorer:
         entry = _entry(
             name, float(read.mean()) if len(read) else None, "mean over pairs of means over frames", len(read)
         )
-        entry |= _interval(interval, 10000)
+        entry |= _interval(interval, RESAMPLES)
         kind = name.partition(".")[0]
         if kind in ("aed", "apd", "csim"):
             entry["fail_rate"] = self._fail_rate()
@@ -266,8 +266,8 @@ class Scorer:
         """Cosine of one person's frames and of strangers' on this very set: what a CSIM is to be read between."""
         by_person: dict[str, list[Tensor]] = defaultdict(list)
         for span, seen in self._drivers.items():
-            rows = None if seen.embedding is None else seen.embedding[seen.embedding.isfinite().all(dim=1)]
-            if rows is not None and len(rows):
+            rows = seen.embedding[seen.embedding.isfinite().all(dim=1)]
+            if len(rows):
                 by_person[self.manifest.identity[span.clip]].append(rows[[0, -1]])
         same = [torch.cat(rows) for rows in by_person.values()]
         within = [(rows[:, None] * rows).sum(-1)[~torch.eye(len(rows), dtype=torch.bool)].mean() for rows in same]

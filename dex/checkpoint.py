@@ -223,6 +223,7 @@ def load(trainer: L.Trainer, path: Path) -> None:
     module: Any = trainer.lightning_module
     into: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
     check_names(path, into, known)
+    module.on_load_checkpoint(state["module"])
     parameters = dict(module.named_parameters())
     for number, optimizer in enumerate(trainer.optimizers):
         prefix = f"optimizer_{number}."
@@ -234,7 +235,6 @@ def load(trainer: L.Trainer, path: Path) -> None:
     with quiet():
         reader = dcp.HuggingFaceStorageReader(str(path))
         dcp.load(into, storage_reader=reader, no_dist=not dist.is_initialized())
-    module.on_load_checkpoint(state["module"])
     trainer.fit_loop.load_state_dict(state["loops"])
     trainer.precision_plugin.load_state_dict(state["precision"])
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

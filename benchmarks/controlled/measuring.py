@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.controlled.variants import Preset
@@ -22,6 +24,7 @@ from dex.data.synthetic.controls import NAMES, to_blendshapes
 from dex.data.synthetic.head import GENERATOR
 from dex.data.synthetic.motion import FramingName
 from dex.data.synthetic.render import render
+from dex.metrics.statistics import RESAMPLES
 from dex.reading.measure import (
     MATRIX,
     cross_talk,
@@ -127,11 +130,20 @@ def recomputed(result: Result) -> dict[str, float]:
     """By metric id, what the squared distances and the estimator's own figures of a result come to."""
     found: dict[str, float] = {}
     for name, own in result.content["estimator"].items():
-        rows = [pair["values"] for pair in result.pairs if pair["id"].startswith(f"{name or 'all'}/")]
-        if rows:  # reference rows have no strata
-            sums = torch.tensor([[row[square] for square in SQUARES] for row in rows], dtype=torch.float64).sum(dim=0)
-            found |= {metric_id(key, name): value for key, value in with_leaks(influence_of(sums), own).items()}
+        rows = squares(result, name)
+        if len(rows):  # reference rows have no strata
+            matrix = influence_of(torch.from_numpy(rows.sum(axis=0)))
+            # Leaks are of the influence on record: where that is φ, they make a rounding as large as its root.
+            said = {key: entry["value"] for key in MATRIX if (entry := result.metric(metric_id(key, name)))}
+            figures = with_leaks(matrix | said, own) | matrix
+            found |= {metric_id(key, name): value for key, value in figures.items()}
     return found
+
+
+def squares(result: Result, stratum: str = "") -> Float[np.ndarray, "N 6"]:
+    """Squared distances of the tuples with poses as in training, or of a stratum of yaw."""
+    rows = [pair["values"] for pair in result.pairs if pair["id"].startswith(f"{stratum or 'all'}/")]
+    return np.array([[values[name] for name in SQUARES] for values in rows])
 
 
 _READER = "fit_and_network.v1"  # `dex.reading.estimate`; another version when it reads differently
@@ -165,7 +177,7 @@ def entry(
     """A metric of a result file."""
     of_tuples = metric(metric_id(key, stratum), value, "of the whole set", n, unit="", better=KEYS[key][1])
     if interval:
-        of_tuples |= {"ci95": list(interval), "ci_method": "BCa bootstrap over tuples, 10000 resamples"}
+        of_tuples |= {"ci95": list(interval), "ci_method": f"BCa bootstrap over tuples, {RESAMPLES} resamples"}
     return of_tuples | {"note": note or None}
 
 

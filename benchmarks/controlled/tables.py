@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from benchmarks.controlled.measuring import REFERENCES, SQUARES, metric_id
+from benchmarks.controlled.measuring import REFERENCES, SQUARES, metric_id, squares
 from benchmarks.controlled.variants import VARIANTS
 from benchmarks.results import Result, ResultError
 from dex.data.synthetic.controls import NAMES
@@ -27,10 +27,10 @@ def load(folder: Path, preset: str) -> list[Result]:
     return found
 
 
-# What is compared with what; between these two, one code for pose and expression is all that differs.
+# What is compared with what
 COMPARED = {
     "everything": ("no-pose-augmentation", "no-expression-augmentation", "no-augmentation", "joint-motion-code"),
-    "no-augmentation": ("joint-motion-code",),
+    "no-augmentation": ("joint-motion-code",),  # which differ in nothing else
     "animator": ("no-ray-map", "no-reference-warping", "standard-guidance", "progressive-0", "progressive-10"),
 }
 FRONT = ("I_pp", "I_ee", "I_pe", "I_ep", "S")
@@ -64,8 +64,7 @@ def row(name: str, results: Sequence[Result]) -> list[str]:
     variant = VARIANTS.get(name)
     seeds = ", ".join(str(result.content["model"]["seed"]) for result in results) if variant else ""
     cells = [variant.letter if variant else "", variant.words if variant else name, seeds]
-    for value, interval in pooled(results):
-        cells.append(shown(value) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""))
+    cells += [cell(*figure) for figure in pooled(results)]
     cells.append(", ".join(shown(mean([result], metric_id("S"))) for result in results) if variant else "")
     cells += [shown(mean(results, metric_id(key))) for key in BEHIND]
     return cells + [shown(mean(results, metric_id("S", stratum))) for stratum in STRATA]
@@ -74,12 +73,15 @@ def row(name: str, results: Sequence[Result]) -> list[str]:
 def pooled(results: Sequence[Result]) -> list[tuple[float | None, tuple[float, float] | None]]:
     """`FRONT`, means over seeds, with intervals over tuples."""
     own, sums = results[0].content["estimator"][""], np.concatenate([squares(result) for result in results], axis=1)
-    found: list[tuple[float | None, tuple[float, float] | None]] = []
-    for key in FRONT:
-        of_seeds = partial(seed_mean, key, own)
-        (value,) = of_seeds(sums.sum(axis=0, keepdims=True))
-        found.append((None, None) if np.isnan(value) else (float(value), bca(sums, of_seeds)))
-    return found
+    return [with_interval(sums, partial(seed_mean, key, own)) for key in FRONT]
+
+
+def with_interval(
+    rows: Float[np.ndarray, "N M"], statistic: Callable[[Float[np.ndarray, "R M"]], Float[np.ndarray, "R"]]
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Of the sums over tuples; None where it is not measurable."""
+    (value,) = statistic(rows.sum(axis=0, keepdims=True))
+    return (None, None) if np.isnan(value) else (float(value), bca(rows, statistic))
 
 
 def seed_mean(key: str, own: Mapping[str, float], totals: Float[np.ndarray, "R 6n"]) -> Float[np.ndarray, "R"]:
@@ -91,9 +93,11 @@ def seed_mean(key: str, own: Mapping[str, float], totals: Float[np.ndarray, "R 6
 
 def of_the_same_seeds(results: Sequence[Result], others: Sequence[Result]) -> tuple[list[Result], list[Result]]:
     """Of two variants the trainings whose seed both have."""
-    seeds, theirs = ({result.content["model"]["seed"] for result in side} for side in (results, others))
-    mine, rest = ([r for r in side if r.content["model"]["seed"] in seeds & theirs] for side in (results, others))
-    return mine, rest
+    seeds = [{result.content["model"]["seed"] for result in side} for side in (results, others)]
+    mine, theirs = (
+        [r for r in side if r.content["model"]["seed"] in seeds[0] & seeds[1]] for side in (results, others)
+    )
+    return mine, theirs
 
 
 def differences(results: Sequence[Result], others: Sequence[Result]) -> list[str]:
@@ -104,21 +108,7 @@ def differences(results: Sequence[Result], others: Sequence[Result]) -> list[str
     def less(key: str, totals: Float[np.ndarray, "R 6n"]) -> Float[np.ndarray, "R"]:
         return seed_mean(key, own, totals[:, :mine]) - seed_mean(key, own, totals[:, mine:])
 
-    cells = []
-    for key in FRONT:
-        (value,) = less(key, both.sum(axis=0, keepdims=True))
-        if np.isnan(value):
-            cells.append(shown(None))
-        else:
-            low, high = bca(both, partial(less, key))
-            cells.append(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]")
-    return cells
-
-
-def squares(result: Result) -> Float[np.ndarray, "N 6"]:
-    """Squared distances of the tuples with poses as in training."""
-    rows = [pair["values"] for pair in result.pairs if pair["id"].startswith("all/")]
-    return np.array([[values[name] for name in SQUARES] for values in rows])
+    return [cell(*with_interval(both, partial(less, key)), "+.2f") for key in FRONT]
 
 
 def median_drift(results: Sequence[Result]) -> float | None:
@@ -131,6 +121,12 @@ def mean(results: Sequence[Result], name: str) -> float | None:
     """Over seeds; None where one of them has no value."""
     values = [entry["value"] if (entry := result.metric(name)) else None for result in results]
     return None if None in values else float(np.mean(values))  # type: ignore[arg-type]
+
+
+def cell(value: float | None, interval: tuple[float, float] | None, form: str = ".2f") -> str:
+    if value is None or interval is None:
+        return shown(value)
+    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
 def shown(value: float | None) -> str:

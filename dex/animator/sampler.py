@@ -106,7 +106,7 @@ def sample(
 ) -> Iterator[Float[Tensor, "c h w"]]:
     """Latents of the video, frame by frame, float32 on the device of `source_latent`, which must be the network's.
 
-    `temporal`: with the temporal attention; without is the same in half the time where it was never trained.
+    `temporal`: with the temporal attention; where it was never trained the video is the same without, and sooner made.
     `driving` is read as needed, one window (or batch of windows) and one frame ahead. The source is encoded once.
     Raises `ValueError` for an unknown or unfit scheduler at once, and for no driving frame at the first frame.
     """

@@ -466,7 +466,8 @@ class Animator(L.LightningModule):
     def reenact(self, source: Float[Tensor, "n c h w"], told: Conditions) -> Float[Tensor, "n K 3 H W"]:
         """Î of the first n samples by the moving average, drawn by the sampler; pictures in [-1, 1]."""
         assert told.expression is not None
-        made, temporal = [], self.phase == "video" or self.start is not None
+        temporal = self.phase == "video" or self.start is not None  # elsewhere it adds nothing
+        made = []
         with self.averaged() as network:
             for i, latent in enumerate(source):
                 motion = zip(told.driving_pose[i], told.expression[i], strict=True)

@@ -14,11 +14,13 @@ from scipy.special import ndtr, ndtri
 
 from dex.metrics import MetricError
 
+RESAMPLES = 10_000  # of an interval
+
 
 def cluster_bootstrap(
     values: Float[np.ndarray, "N"],
     clusters: Sequence[Hashable],
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
@@ -34,7 +36,7 @@ def cluster_bootstrap(
 def bca(
     clusters: Float[np.ndarray, "K M"],
     statistic: Callable[[Float[np.ndarray, "R M"]], Float[np.ndarray, "R"]],
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:

@@ -54,12 +54,8 @@ def main() -> None:
         return
     tuples = make_tuples(asked.tuples, asked.size, asked.seed, stratum=asked.stratum, framing=asked.framing)
     begun = time.perf_counter()
-    own = (
-        measure(spoilt(tuples), tuples, usable_cores()).figures
-        if asked.degraded
-        else cross_talk(tuples, usable_cores())
-    )
-    print(table(own))
+    made = spoilt(tuples) if asked.degraded else truths(tuples)
+    print(table(measure(made, tuples, usable_cores()).figures))
     print(f"{3 * asked.tuples} pictures in {time.perf_counter() - begun:.1f} s")
 
 

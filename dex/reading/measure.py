@@ -187,8 +187,7 @@ def with_leaks(found: Mapping[str, Any], own: Mapping[str, float]) -> dict[str, 
     if not is_measurable(own):
         return dict(found)
     leaks = {f"L_{i}{j}": leak(found[f"I_{i}{j}"], own[f"I_{i}{j}"]) for i, j in (FACTORS, FACTORS[::-1])}
-    added = {**leaks, "S": selectivity(found, own)}
-    return {**found, **{name: value if value.ndim else float(value) for name, value in added.items()}}
+    return {**found, **leaks, "S": selectivity(found, own)}
 
 
 def encoded(encode: Encode, faces: Faces, device: torch.device) -> Float[Tensor, "N E"]:
