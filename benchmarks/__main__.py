@@ -115,18 +115,23 @@ def make(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     import torch.distributed
     from lightning.fabric import Fabric
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from benchmarks.suite import generate, open_protocol
+    from benchmarks.suite import begin, generate, open_protocol
 
-    _, manifest, material = open_protocol(options.protocol, options.shards)
+    path, manifest, material = open_protocol(options.protocol, options.shards)
     devices = int(options.devices) if options.devices.isdecimal() else options.devices
-    fabric = Fabric(accelerator="auto", devices=devices, num_nodes=options.nodes)
+    try:
+        fabric = Fabric(accelerator="auto", devices=devices, num_nodes=options.nodes)
+    except (MisconfigurationException, TypeError) as error:
+        raise ValueError(f"--devices {options.devices}: {error}") from None
     fabric.launch()
     # Now, so that nobody waits for videos that cannot be scored.
     extractors = _extractors(options) if fabric.global_rank == 0 else None
     with ExitStack() as stack:
         maker, model = _maker(options, manifest, material, stack)
         videos = options.out / "videos" / f"{model['name']}-{options.protocol_name}"
+        begin(videos, path, model)
         generate(manifest, maker, videos, fabric.global_rank, fabric.world_size)
     fabric.barrier()
     if torch.distributed.is_initialized():  # one process scores: metrics must not wait for the others'
@@ -140,13 +145,14 @@ def baselines(options: argparse.Namespace) -> None:
     from benchmarks.results import Result
     from benchmarks.suite import open_protocol, with_comparisons
     from benchmarks.tables import render
+    from dex.data.shards import file_sha256
 
-    _, manifest, material = open_protocol(options.protocol, options.shards)
-    results = []
+    protocol, manifest, material = open_protocol(options.protocol, options.shards)
+    wanted, results = file_sha256(protocol), []
     for options.method in REFERENCE_ROWS:
         path = options.out / f"{options.method}-{options.protocol_name}.json"
         if is_defined(options.method, manifest, material):
-            if not path.is_file():
+            if not path.is_file() or Result.load(path).content["dataset"]["manifest_sha256"] != wanted:
                 run(options)
             results.append(Result.load(path))
     with_comparisons(results)

@@ -24,12 +24,12 @@ from dex.animation.backends import Backend, load_backend, to_network
 from dex.data.shards import write_atomic
 from dex.data.synthetic.controls import NAMES
 from dex.data.synthetic.motion import FRAMINGS
+from dex.metrics.influence import influence_of
 from dex.metrics.statistics import bca
 from dex.reading.measure import (
     MATRIX,
     cross_talk,
     encoded,
-    influence_of,
     is_measurable,
     measure,
     outputs,

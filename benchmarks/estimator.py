@@ -11,10 +11,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dex.data.synthetic.blendshapes import BLENDSHAPES
+from dex.metrics.influence import LEAST_R2, MOST_CROSS_TALK
 from dex.pose import euler_from_matrix, split_pose
 
-_LEAST_R2 = 0.9
-_MOST_CROSS_TALK = 0.15
 _COMPONENTS = ("yaw", "pitch", "roll", "t_x", "t_y", "log s")
 
 
@@ -32,16 +31,17 @@ class Estimator:
 
     @property
     def why_not(self) -> str | None:
-        """None: it counts (R² ≥ 0.9 in everything, cross-talk ≤ 0.15)."""
-        poor = min(self.r2.values()) < _LEAST_R2 or max(self.cross_talk.values()) > _MOST_CROSS_TALK
-        return self.words if poor else None
+        """None: it counts (R² ≥ 0.9 in everything, cross-talk ≤ 0.15; what is NaN was never judged)."""
+        good = all(value >= LEAST_R2 for value in self.r2.values())
+        good &= all(value <= MOST_CROSS_TALK for value in self.cross_talk.values())
+        return None if good else self.words
 
 
 def worth(
     read: Sequence[tuple[Float[Tensor, "F 3 4"], Float[Tensor, "F E"]]],
     exact: Sequence[tuple[Shaped[np.ndarray, "F 3 4"], Shaped[np.ndarray, "F B"]]],
     names: Sequence[str],
-    matrix: Mapping[str, Tensor] | None,
+    matrix: Mapping[str, float] | None,
 ) -> Estimator | None:
     """`read`: pose and coefficients `names` of each clip; `exact`: the truth, coefficients of BLENDSHAPES; `matrix`:
     the influence matrix of renders of the truth. None where nothing was read."""
@@ -56,7 +56,7 @@ def worth(
     wanted = true_coefficients[:, [list(BLENDSHAPES).index(name) for name in shared]]
     r2 = dict(zip(_COMPONENTS, _r2(components(pose), components(true_pose)).tolist(), strict=True))
     r2["expression"] = float(1 - (found - wanted).square().sum() / (wanted - wanted.mean(dim=0)).square().sum())
-    return Estimator(r2, {name: float(matrix[name]) for name in ("I_pe", "I_ep")})
+    return Estimator(r2, {name: matrix[name] for name in ("I_pe", "I_ep")})
 
 
 def components(pose: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 6"]:

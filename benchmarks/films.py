@@ -12,6 +12,7 @@ from benchmarks.material import Frames
 from benchmarks.results import REFERENCES, Result
 from benchmarks.suite import open_protocol
 from benchmarks.videos import read_video
+from dex.data.shards import file_sha256
 
 COUNT = 10
 _FRAMES = 8  # of a strip
@@ -46,9 +47,9 @@ def films(results: Sequence[Result], videos: Path, protocol: str, shards: Path |
     ValueError where the videos or the protocol are missing."""
     path, manifest, material = open_protocol(protocol, shards)
     pairs = {pair.id: pair for pair in manifest.pairs}
-    made = []
+    wanted, made = file_sha256(path), []
     for result in results:
-        if result.method in REFERENCES or result.content["task"] != manifest.task:
+        if result.method in REFERENCES or result.content["dataset"]["manifest_sha256"] != wanted:
             continue
         name, chosen = worst(result)
         folder = videos / f"{result.method}-{path.stem}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,6 +89,15 @@ class Manifest:
                 raise ManifestError(
                     f"pair {pair.id!r}: ids name files, and both drivers have the same number of frames"
                 )
+        if self.task == "disentangled":
+            edits: dict[str, list[str]] = defaultdict(list)
+            for pair in self.pairs:
+                edits[pair.tuple].append(pair.edit)
+            for name, found in edits.items():
+                if found != ["none", "pose", "expression"]:
+                    raise ManifestError(
+                        f"tuple {name!r} has the edits {', '.join(found)}: need none, pose, expression, in this order"
+                    )
 
     @property
     def identity(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,11 +30,12 @@ from benchmarks.videos import read_video
 from dex.metrics import MetricError
 from dex.metrics.background import BackgroundDrift
 from dex.metrics.distributions import FrechetDistance, KernelDistance
+from dex.metrics.extractors import Source
 from dex.metrics.extractors.faces import FaceReading, MediaPipeReader
 from dex.metrics.extractors.features import VIDEO_FRAMES, VIDEO_LEAST, Features, I3d, check_count
 from dex.metrics.extractors.identity import ArcFace
 from dex.metrics.extractors.perceptual import Perceptual
-from dex.metrics.influence import Influence, Reading, influence_matrix, selectivity
+from dex.metrics.influence import Reading, distances_of, influence_of, selectivity
 from dex.metrics.motion import ExpressionDistance, PoseDistance
 from dex.metrics.pictures import psnr, ssim
 from dex.metrics.statistics import RESAMPLES, bca, cluster_bootstrap
@@ -73,7 +75,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Tuples:
-    """The sums of squared distances of which influence is made, of each tuple: `moved` (4), `drivers` (2)."""
+    """`distances_of` each tuple, summed over its frames."""
 
     sums: list[Float[np.ndarray, "6"]]
     identities: list[str]
@@ -83,27 +85,18 @@ class Tuples:
         return len(self.sums)
 
     @property
-    def matrix(self) -> dict[str, Tensor] | None:
-        return _matrix(np.sum(self.sums, axis=0)) if self.sums else None
+    def matrix(self) -> dict[str, float] | None:
+        return influence_of(torch.from_numpy(np.sum(self.sums, axis=0))) if self.sums else None
 
-    def measured(self, number: Callable[[dict[str, Tensor]], float]) -> dict[str, Any]:
+    def measured(self, number: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         """`number` of the matrix, as the value of an entry and its interval."""
         if self.matrix is None:
             return {}
         _, label = np.unique(self.identities, return_inverse=True)
         clusters = np.zeros((label.max() + 1, 6))
         np.add.at(clusters, label, np.stack(self.sums))
-        interval = bca(clusters, lambda totals: np.array([number(_matrix(total)) for total in totals]), 2000)
-        return {"value": number(self.matrix)} | _interval(interval, 2000)
-
-
-def _of(name: str) -> Callable[[dict[str, Tensor]], float]:
-    return lambda matrix: float(matrix[name])
-
-
-def _matrix(sums: Float[np.ndarray, "6"]) -> dict[str, Tensor]:
-    rows = torch.from_numpy(sums)
-    return influence_matrix(rows[:4].reshape(2, 2), rows[4:])
+        interval = bca(clusters, lambda totals: number(influence_of(torch.from_numpy(totals))))
+        return {"value": float(number(self.matrix))} | _interval(interval)
 
 
 @dataclass
@@ -118,8 +111,10 @@ class Scorer:
 
     def __init__(self, manifest: Manifest, material: Material, extractors: Extractors) -> None:
         self.manifest, self.material, self.extractors = manifest, material, extractors
-        self._drivers: dict[Span, Seen] = {}  # numbers only
+        self._drivers: dict[Span, Seen] = {}  # and sources; numbers only
+        self._driving = {span for pair in manifest.pairs for span in (pair.pose, pair.expression)}
         self._values: list[dict[str, float]] = []
+        self._lost: dict[str, list[float]] = defaultdict(list)  # of each video, the share of frames left out
         self._outputs: dict[str, FaceReading] = {}
         self._truths: dict[str, FaceReading] = {}
         self._fake = FrechetDistance(extractors.features.dimensions)
@@ -164,6 +159,7 @@ class Scorer:
             cosine = (seen.embedding * reference.embedding).sum(dim=-1)
             name = f"csim.{self.extractors.identity.id}.v1"
             values[name] = float(cosine.nanmean()) if cosine.isfinite().any() else math.nan
+            self._lost["csim"].append(float(cosine.isnan().double().mean()))
         made = as_float(output)
         self._fake.update(features := self.extractors.features.features(made), real=False)
         self._kernel.update(features[:: self._kernel_stride], real=False)
@@ -189,7 +185,7 @@ class Scorer:
         if span not in self._drivers:
             frames = self.material.frames(span)
             self._drivers[span] = self._see(frames)
-            if span.count > 1:
+            if span in self._driving:
                 features = self.extractors.features.features(as_float(frames))
                 self._fake.update(features, real=True)
                 self._kernel.update(features[:: self._kernel_stride], real=True)
@@ -205,13 +201,15 @@ class Scorer:
         aed, apd = ExpressionDistance(), PoseDistance()
         aed.update(seen.faces.expression, expression.faces.expression)
         apd.update(seen.faces.pose, pose.faces.pose)
-        blendshapes, head = self.extractors.faces.names
-        read = {name: float(value) for name, value in (aed.compute() | apd.compute()).items()}
+        expressions, poses = aed.compute(), apd.compute()
+        self._lost["aed"].append(float(expressions["fail_rate"]))
+        self._lost["apd"].append(float(poses["fail_rate"]))
+        names = self.extractors.faces.names
         return {
-            f"aed.{blendshapes}_l1mean.v1": read["aed"],
-            f"apd.{head}_geodesic_deg.v1": read["apd"],
-            f"apd.{head}_translation.v1": read["translation"],
-            f"apd.{head}_log_scale.v1": read["log_scale"],
+            f"aed.{names.expression}_l1mean.v1": float(expressions["aed"]),
+            f"apd.{names.rotation}_geodesic_deg.v1": float(poses["apd"]),
+            f"apd.{names.place}_translation.v1": float(poses["translation"]),
+            f"apd.{names.place}_log_scale.v1": float(poses["log_scale"]),
         }
 
     def _add_background(self, videos: Path, unedited: Pair, edited: Pair) -> None:
@@ -241,26 +239,25 @@ class Scorer:
         entry = _entry(
             name, float(read.mean()) if len(read) else None, "mean over pairs of means over frames", len(read)
         )
-        entry |= _interval(interval, RESAMPLES)
+        entry |= _interval(interval)
         kind = name.partition(".")[0]
-        if kind in ("aed", "apd", "csim"):
-            entry["fail_rate"] = self._fail_rate()
-            reader = self.extractors.identity if kind == "csim" else self.extractors.faces
-            entry["extractor"] = vars(reader.source) if reader is not None else None
-        elif name == self.extractors.perceptual.id:
-            entry["extractor"] = vars(self.extractors.perceptual.source)
+        if kind in self._lost:
+            entry["fail_rate"] = float(np.mean(self._lost[kind]))
+        if (source := self._source(name)) is not None:
+            entry["extractor"] = vars(source)
         if kind == "csim":
             entry |= self._anchors()
         return entry
 
-    def _fail_rate(self) -> float:
-        """Of the frames whose drivers could be read."""
-        failed = total = 0
-        for pair in self.manifest.pairs:
-            drivers = self._drivers[pair.pose].faces.found & self._drivers[pair.expression].faces.found
-            failed += int((drivers & ~self._outputs[pair.id].found).sum())
-            total += int(drivers.sum())
-        return failed / total if total else 1.0
+    def _source(self, name: str) -> Source | None:
+        """What a metric was read by."""
+        faces, identity = self.extractors.faces, self.extractors.identity
+        match name.split(".")[:2]:
+            case ["aed" | "apd", variant]:
+                return next(faces.sources[by] for by in faces.names if variant.startswith(f"{by}_"))
+            case ["csim", _]:
+                return identity.source if identity is not None else None
+        return self.extractors.perceptual.source if name == self.extractors.perceptual.id else None
 
     def _anchors(self) -> dict[str, Any]:
         """Cosine of one person's frames and of strangers' on this very set: what a CSIM is to be read between."""
@@ -268,9 +265,10 @@ class Scorer:
         for span, seen in self._drivers.items():
             rows = seen.embedding[seen.embedding.isfinite().all(dim=1)]
             if len(rows):
-                by_person[self.manifest.identity[span.clip]].append(rows[[0, -1]])
+                by_person[self.manifest.identity[span.clip]].append(torch.cat([rows[:1], rows[1:][-1:]]))
         same = [torch.cat(rows) for rows in by_person.values()]
-        within = [(rows[:, None] * rows).sum(-1)[~torch.eye(len(rows), dtype=torch.bool)].mean() for rows in same]
+        pairs = [rows for rows in same if len(rows) > 1]
+        within = [(rows[:, None] * rows).sum(-1)[~torch.eye(len(rows), dtype=torch.bool)].mean() for rows in pairs]
         first = torch.stack([rows[0] for rows in same]) if same else torch.zeros(0, 1)
         apart = (first @ first.mT)[~torch.eye(len(first), dtype=torch.bool)]
         anchors = {"same_person": float(torch.stack(within).mean()) if within else None}
@@ -278,20 +276,20 @@ class Scorer:
 
     def _distribution(self) -> Iterator[dict[str, Any]]:
         features = self.extractors.features
-        pictures = len(self.manifest.pairs) * self.manifest.pairs[0].pose.count
+        clips, frames = len(self.manifest.pairs), self.manifest.pairs[0].pose.count
         frechet = "fid" if features.id == "inception" else f"fid.{features.id}"
-        entry = _entry(f"{frechet}.v1", float(self._fake.compute()), "of the set", pictures)
+        entry = _entry(f"{frechet}.v1", float(self._fake.compute()), "of the set", clips * frames)
         try:
             floor: float | None = float(self._floor.compute())
         except ValueError:  # a single driver has no halves
             floor = None
-        note = "floor: one half of the drivers' clips against the other"
+        note = "floor: one half of the drivers' clips against the other; so few make it larger"
         yield entry | {"extractor": vars(features.source), "floor": floor, "note": note}
         kernel = _entry(
             f"{frechet.replace('fid', 'kid')}.v1",
             float(self._kernel.compute()),
             "of the set",
-            pictures // self._kernel_stride,
+            clips * math.ceil(frames / self._kernel_stride),
         )
         yield kernel | {"extractor": vars(features.source)}
 
@@ -304,11 +302,11 @@ class Scorer:
     def _influence(self) -> Iterator[dict[str, Any]]:
         tuples = self._read_tuples(self._outputs)
         estimator = self._estimator()
-        extractor: dict[str, Any] = {"extractor": vars(self.extractors.faces.source)}
-        name = self.extractors.faces.names[1]
+        name = self.extractors.faces.names.both
+        extractor: dict[str, Any] = {"extractor": vars(self.extractors.faces.sources[name])}
         for which in _SPLIT:
             entry = _entry(f"influence_{which}.{name}.v1", None, "root of the ratio of sums", tuples.count)
-            yield entry | extractor | tuples.measured(_of(f"I_{which}"))
+            yield entry | extractor | tuples.measured(itemgetter(f"I_{which}"))
         entry = _entry(f"selectivity.{name}.v1", None, "of the influence matrix", tuples.count) | extractor
         if not tuples.count:
             yield entry | {"note": "no tuple in which every frame was read"}
@@ -328,9 +326,8 @@ class Scorer:
             seen += [self._drivers[span].faces for span in (none.pose, pose.pose)]
             read = torch.stack([faces.found for faces in seen]).all(dim=0)
             if read.any():
-                influence = Influence()
-                influence.update(*(Reading(faces.pose[read], faces.expression[read]) for faces in seen))
-                found.sums.append(torch.cat([influence.moved.flatten(), influence.drivers]).numpy())
+                readings = (Reading(faces.pose[read], faces.expression[read]) for faces in seen)
+                found.sums.append(distances_of(*readings).sum(dim=1).numpy())
                 found.identities.append(self.manifest.identity[none.source.clip])
         return found
 
@@ -398,11 +395,11 @@ _UNITS = {
 }
 
 
-def _interval(interval: tuple[float, float], resamples: int) -> dict[str, Any]:
+def _interval(interval: tuple[float, float]) -> dict[str, Any]:
     """Of an entry; nothing for a single identity, of which none can be told."""
     if not all(math.isfinite(bound) for bound in interval):
         return {}
-    method = f"BCa cluster bootstrap over source identities, {resamples} resamples"
+    method = f"BCa cluster bootstrap over source identities, {RESAMPLES} resamples"
     return {"ci95": list(interval), "ci_method": method}
 
 

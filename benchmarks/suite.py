@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from tqdm import tqdm
 from benchmarks.manifest import Manifest, find, sha256_of
 from benchmarks.material import Material, open_material
 from benchmarks.methods import Maker
-from benchmarks.results import SCHEMA, Result, ResultError, environment, git_state
+from benchmarks.results import REFERENCES, SCHEMA, Result, ResultError, environment, git_state
 from benchmarks.scoring import Extractors, Scorer
-from benchmarks.videos import check_videos, write_video
+from benchmarks.videos import VideosError, check_videos, write_video
+from dex.data.shards import file_sha256, write_atomic
 from dex.metrics.extractors.faces import MediaPipeReader, ScriptReader
 from dex.metrics.extractors.features import Features, I3d
 from dex.metrics.extractors.identity import ArcFace
 from dex.metrics.extractors.perceptual import Perceptual
 from dex.metrics.statistics import holm, sign_flip
 
+_MADE = "made.json"  # beside the videos of `run`
 _TOLERANCE = 1e-9  # of a number that is computed again on the same machine
 
 
@@ -31,6 +34,22 @@ def open_protocol(protocol: str, shards: Path | None) -> tuple[Path, Manifest, M
     path = find(protocol)
     manifest = Manifest.load(path)
     return path, manifest, open_material(manifest, shards)
+
+
+def begin(folder: Path, protocol: Path, model: dict[str, Any]) -> None:
+    """Writes down what the videos of `folder` are made by and for. Raises `VideosError` where it holds others, which
+    would be taken for these."""
+    record, said = folder / _MADE, json.dumps({"manifest_sha256": file_sha256(protocol), "model": model}, indent=1)
+    held = folder.is_dir() and any(child.is_dir() for child in folder.iterdir())  # asked first: others begin too
+    if record.is_file() or held:
+        if not record.is_file() or record.read_text() != said:
+            raise VideosError(
+                f"{folder}: holds videos of other weights, settings or another protocol than these. Delete it, or give "
+                "another --out"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(record, said.encode())
 
 
 def generate(manifest: Manifest, maker: Maker, folder: Path, rank: int = 0, world: int = 1) -> None:
@@ -57,7 +76,7 @@ def score(
         "schema": SCHEMA,
         "id": "",
         "task": manifest.task,
-        "dataset": {"name": manifest.name, "manifest_sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+        "dataset": {"name": manifest.name, "manifest_sha256": file_sha256(path)},
         "pairs": {
             "sha256": sha256_of(pair["id"] for pair in scores.pairs),
             "count": len(pairs),
@@ -186,10 +205,12 @@ def compare(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def with_comparisons(results: Sequence[Result]) -> None:
-    """Puts into each result how it compares with the others of its manifest, for tables."""
+    """Puts into each result how it compares with the others of its manifest, for tables. Reference rows are never the
+    best: they take no part, and no part of the correction."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(result.content["dataset"]["manifest_sha256"], []).append(result)
+        if result.method not in REFERENCES:
+            groups.setdefault(result.content["dataset"]["manifest_sha256"], []).append(result)
     for group in groups.values():
         by_method = {result.method: result for result in group}
         for row in compare(group) if len(group) > 1 else []:

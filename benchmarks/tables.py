@@ -88,17 +88,14 @@ def is_selective(entry: dict[str, Any]) -> bool:
 
 def is_best(result: Result, entry: dict[str, Any], group: Sequence[Result]) -> bool:
     """Of the methods that are no reference, and by p < 0.05 against each other one."""
-    others = [r for r in group if r is not result and r.method not in REFERENCES]
-    if result.method in REFERENCES or entry["better"] == "none" or is_selective(entry) or not others:
+    if result.method in REFERENCES or entry["better"] == "none" or is_selective(entry):
         return False
+    others = {r.method: r.metric(entry["id"]) for r in group if r is not result and r.method not in REFERENCES}
+    rivals = {method: e["value"] for method, e in others.items() if e is not None and e["value"] is not None}
     known = {c["other"]: c["p_holm"] for c in result.content["comparisons"] if c["metric"] == entry["id"]}
-    for other in others:
-        rival = other.metric(entry["id"])
-        if rival is None or rival["value"] is None:
-            continue
-        if not _better(entry["value"], rival["value"], entry) or known.get(other.method, 1.0) >= _ALPHA:
-            return False
-    return True
+    return bool(rivals) and all(
+        _better(entry["value"], value, entry) and known.get(method, 1.0) < _ALPHA for method, value in rivals.items()
+    )
 
 
 def _better(value: float, than: float, entry: dict[str, Any]) -> bool:
@@ -122,7 +119,10 @@ def notes(group: Sequence[Result]) -> list[str]:
     lines += [f"Read by {e['name']} (sha256 {e['sha256'][:12]}, {e['licence']})." for e in extractors.values()]
     for entry in columns(group):
         if entry["floor"] is not None:
-            lines.append(f"Floor of {entry['id']}: {number(entry['floor'])} (real against real, split half).")
+            lines.append(
+                f"Floor of {entry['id']}: {number(entry['floor'])} (real against real, split half: of half as many "
+                "pictures, which alone makes it larger than what stands in the column)."
+            )
         if anchors := {name: value for name, value in entry.get("anchors", {}).items() if value is not None}:
             words = ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in anchors.items())
             lines.append(f"Anchors of {entry['id']} on this set: {words}.")

@@ -24,12 +24,12 @@ from dex.data.synthetic.controls import NAMES, to_blendshapes
 from dex.data.synthetic.head import GENERATOR
 from dex.data.synthetic.motion import FramingName
 from dex.data.synthetic.render import render
+from dex.metrics.influence import influence_of
 from dex.metrics.statistics import RESAMPLES
 from dex.reading.measure import (
     MATRIX,
     cross_talk,
     encoded,
-    influence_of,
     measure,
     outputs,
     probes,

@@ -14,8 +14,9 @@ from benchmarks.controlled.measuring import REFERENCES, SQUARES, metric_id, squa
 from benchmarks.controlled.variants import VARIANTS
 from benchmarks.results import Result, ResultError
 from dex.data.synthetic.controls import NAMES
+from dex.metrics.influence import influence_of
 from dex.metrics.statistics import bca
-from dex.reading.measure import influence_of, why_not, with_leaks
+from dex.reading.measure import why_not, with_leaks
 from dex.reading.tuples import STRATA
 
 

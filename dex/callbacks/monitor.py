@@ -23,7 +23,7 @@ from dex.reading.measure import MATRIX, Measured, encoded, measure, outputs, pro
 from dex.reading.own import own_figures
 from dex.reading.pictures import as_gif, film, influence_picture, swap_grid, tuples_picture
 from dex.reading.tuples import Asked, Faces, Tuples, make_clip, make_faces, make_tuples
-from dex.reading.verdict import alarms, verdict
+from dex.reading.verdict import alarms, no_alarm, verdict
 from dex.sharding import in_use, sharded
 from dex.speed import usable_cores
 
@@ -135,7 +135,7 @@ class Monitor(L.Callback):
                 board.add_image(f"{TAG}/swap_grid_pose_by_expression", shown["swap_grid_pose_by_expression"], step)
                 add_film(board, f"{TAG}/film_driver_both_pose_expression", shown["film"], step)
                 board.add_text(f"{TAG}/verdict", verdict(figures | losses, own, wrong), step)
-        state = "; ".join(f"{alarm.name}: {alarm.found}" for alarm in wrong) or "healthy"
+        state = "; ".join(f"{alarm.name}: {alarm.found}" for alarm in wrong) or no_alarm(own)
         gains = ", ".join(f"{name} {figures[name]:.2f}" for name in MATRIX)
         seconds = time.perf_counter() - begun
         print(f"monitor at step {trainer.global_step}, {seconds:.1f} s: {gains}; {state}", flush=True)

@@ -12,7 +12,8 @@ from dex.batch import Batch
 
 
 class Throughput(L.Callback):
-    """Logs means over every `every_n_steps` steps; waiting is the time between two batches' training steps.
+    """Logs means over every `every_n_steps` steps; waiting is the time between two batches' training steps. What other
+    callbacks do at the end of a step (previews, the monitor, checkpoints) is part of that step, validation is not.
 
     On a GPU steps are queued, so single times mean little; their mean is right because the queue is
     finite.

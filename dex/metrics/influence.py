@@ -22,6 +22,8 @@ from dex.metrics import MetricError
 from dex.pose import geodesic, split_pose
 
 FACTORS = ("p", "e")  # pose, expression
+# An estimator counts where it reads renders of the truth at least so well, in every figure (docs/monitor.md).
+LEAST_R2, MOST_CROSS_TALK = 0.9, 0.15
 
 
 @dataclass(frozen=True)
@@ -48,28 +50,36 @@ class Influence(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("moved", torch.zeros(2, 2, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("drivers", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
-        self.moved: Tensor
-        self.drivers: Tensor
+        self.add_state("sums", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
+        self.sums: Tensor
 
     def update(self, at_a: Reading, pose_from_b: Reading, expression_from_b: Reading, a: Reading, b: Reading) -> None:
         """N tuples: three outputs, and the two drivers."""
-        self.moved[:, 0] += at_a.squared_distance(pose_from_b).sum(dim=1)
-        self.moved[:, 1] += at_a.squared_distance(expression_from_b).sum(dim=1)
-        self.drivers += a.squared_distance(b).sum(dim=1)
+        self.sums += distances_of(at_a, pose_from_b, expression_from_b, a, b).sum(dim=1)
 
-    def compute(self) -> dict[str, Float[Tensor, ""]]:
+    def compute(self) -> dict[str, Any]:
         """`I_pp`, `I_pe`, `I_ep`, `I_ee`. Raises `MetricError` where the drivers do not differ."""
-        return influence_matrix(self.moved, self.drivers)
+        return influence_of(self.sums)
 
 
-def influence_matrix(moved: Float[Tensor, "*b 2 2"], drivers: Float[Tensor, "*b 2"]) -> dict[str, Float[Tensor, "*b"]]:
-    """Of the sums of squared distances: of outputs, by factor and edit, and of drivers. Raises `MetricError`."""
+def distances_of(
+    at_a: Reading, pose_from_b: Reading, expression_from_b: Reading, a: Reading, b: Reading
+) -> Float[Tensor, "6 N"]:
+    """Squared distances of each tuple: how far pose moved under the edit of pose, of expression; how far expression
+    did; and how far the drivers are apart in pose, in expression. What influence is made of, row sums in
+    `influence_of`."""
+    moved = [at_a.squared_distance(pose_from_b), at_a.squared_distance(expression_from_b)]
+    return torch.cat([torch.stack(moved, dim=1).flatten(0, 1), a.squared_distance(b)])
+
+
+def influence_of(sums: Float[Tensor, "*b 6"]) -> dict[str, Any]:
+    """The matrix: numbers, or arrays (*b,). Raises `MetricError` where the drivers do not differ."""
+    moved, drivers = sums[..., :4].unflatten(-1, (2, 2)), sums[..., 4:]
     if not (drivers > 0).all():
         raise MetricError("influence: the drivers a and b do not differ in pose and in expression, nothing to measure")
-    matrix = (moved / drivers[..., None]).sqrt()
-    return {f"I_{i}{j}": matrix[..., x, y] for x, i in enumerate(FACTORS) for y, j in enumerate(FACTORS)}
+    matrix = (moved / drivers[..., None]).sqrt().cpu().numpy()
+    cells = {f"I_{i}{j}": matrix[..., x, y] for x, i in enumerate(FACTORS) for y, j in enumerate(FACTORS)}
+    return {name: cell if cell.ndim else float(cell) for name, cell in cells.items()}
 
 
 def leak(influence: Any, cross_talk: float = 0.0) -> Any:

@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from dex.metrics.extractors.faces import FaceReading, MediaPipeReader
-from dex.metrics.influence import Reading
-from dex.reading.measure import distances_of, influence_of
+from dex.metrics.influence import Reading, distances_of, influence_of
 from dex.reading.tuples import EDITS, Asked
 
 LEAST_SIDE = 256  # the detector misses the faces of smaller pictures

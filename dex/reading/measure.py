@@ -13,7 +13,16 @@ from torch import Tensor
 from dex.batch import picture_to_float, to_unit
 from dex.data.synthetic.controls import NAMES, to_blendshapes
 from dex.metrics.background import BackgroundDrift
-from dex.metrics.influence import FACTORS, Reading, influence_matrix, leak, selectivity
+from dex.metrics.influence import (
+    FACTORS,
+    LEAST_R2,
+    MOST_CROSS_TALK,
+    Reading,
+    distances_of,
+    influence_of,
+    leak,
+    selectivity,
+)
 from dex.metrics.probes import identity_accuracy, pose_targets, ridge_r2
 from dex.motion.evaluation import POSE_COMPONENTS, pose_components
 from dex.reading.estimate import read
@@ -22,8 +31,6 @@ from dex.reading.tuples import EDITS, Asked, Faces, Tuples, parts
 
 MATRIX = ("I_pp", "I_ee", "I_pe", "I_ep")
 AT_ONCE = 16  # tuples, or pictures to encode
-# An estimator counts where it reads renders of the truth at least so well (docs/monitor.md).
-LEAST_R2, MOST_CROSS_TALK = 0.9, 0.15
 _STILL = 1e-4  # deviation of a component that does not vary: radians, normalised units, nats
 
 # (source, pose driver, expression driver) → outputs; codes of pictures. All (N, 3, H, W) in [-1, 1]
@@ -101,20 +108,6 @@ def squared_distances(readings: Mapping[str, Fit], tuples: Tuples) -> Float[Tens
     made = (as_reading(readings[edit].pose, readings[edit].controls) for edit in EDITS)
     drivers = (as_reading(*driver) for driver in zip(tuples.pose, tuples.controls, strict=True))
     return distances_of(*made, *drivers)
-
-
-def distances_of(none: Reading, pose: Reading, expression: Reading, a: Reading, b: Reading) -> Float[Tensor, "6 N"]:
-    """Of each tuple, from its outputs after `EDITS` and its drivers: how far pose moved under the edit of pose, of
-    expression; how far expression did; and how far the drivers are apart in pose, in expression. What influence is
-    made of, row sums in `influence_of`."""
-    by_edit = torch.stack([none.squared_distance(pose), none.squared_distance(expression)], dim=1)
-    return torch.cat([by_edit.flatten(0, 1), a.squared_distance(b)])
-
-
-def influence_of(sums: Float[Tensor, "*b 6"]) -> dict[str, Any]:
-    """The matrix: numbers, or arrays (*b,)."""
-    matrix = influence_matrix(sums[..., :4].unflatten(-1, (2, 2)), sums[..., 4:])
-    return {name: value.numpy() if value.ndim else float(value) for name, value in matrix.items()}
 
 
 def figures(readings: Mapping[str, Fit], made: Mapping[str, Tensor], tuples: Tuples) -> dict[str, float]:

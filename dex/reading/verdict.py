@@ -85,11 +85,17 @@ def alarms(figures: Mapping[str, float]) -> list[Alarm]:
     return found
 
 
+def no_alarm(own: Mapping[str, float]) -> str:
+    """What can be said where nothing is wrong: without leaks, that is not that all is well."""
+    return "no alarm, leaks not measured" if why_not(own) else "healthy"
+
+
 def verdict(figures: Mapping[str, float], own: Mapping[str, float], wrong: list[Alarm]) -> str:
     """Markdown: alarms with their likely causes, then every figure with its threshold."""
     broken = {alarm.name for alarm in wrong}
     lines = [f"**{alarm.name}**: {alarm.found}. {alarm.cause[0].upper()}{alarm.cause[1:]}.\n" for alarm in wrong]
-    lines = lines or ["**healthy**: both controls move what they should, and nothing else\n"]
+    nothing_else = "" if why_not(own) else ", and nothing else"
+    lines = lines or [f"**{no_alarm(own)}**: both controls move what they should{nothing_else}\n"]
     lines += ["| | figure | found | healthy |", "| --- | --- | --- | --- |"]
     for rule in _RULES:
         if rule.figure in figures:

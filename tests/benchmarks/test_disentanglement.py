@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from benchmarks.disentanglement import intervals_of, table
+from dex.metrics.influence import influence_of
 from dex.motion.encoders import save_generator
 from dex.motion.generator import MotionGenerator
 from dex.reading.fit import Fit
-from dex.reading.measure import influence_of, squared_distances
+from dex.reading.measure import squared_distances
 from dex.reading.tuples import EDITS, make_tuples
 from tests.motion.conftest import TINY
 

@@ -39,6 +39,14 @@ def test_identities_are_apart() -> None:
         assert len({apart.identity[s.clip] for s in (none.source, none.pose, pose.pose)}) == 3
 
 
+def test_a_tuple_that_was_cut_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    make_synthetic("disentangled", "mine", 5, 64, 7).save(path)
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+    with pytest.raises(ManifestError, match="has the edits none, pose: need none, pose, expression"):
+        Manifest.load(path)
+
+
 def test_self_does_not_score_its_source() -> None:
     for pair in make_synthetic("self", "s", 3, 64, 0).pairs:
         assert pair.source.frames[0] not in pair.pose.frames

@@ -1,18 +1,23 @@
 """The commands, on synthetic heads through the real extractors: reference rows, repeatability, refusals."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.__main__ import main
+from benchmarks.estimator import Estimator
 from benchmarks.make import make_synthetic
+from benchmarks.manifest import Span
 from benchmarks.material import SyntheticClips, edited
 from benchmarks.results import Result
+from benchmarks.scoring import Scorer
 from benchmarks.videos import write_video
 from dex.metrics.influence import Influence, Reading, selectivity
 from tests.animation.conftest import checkpoint  # noqa: F401  the fixture
@@ -175,6 +180,7 @@ def test_checkpoint_runs_and_goes_on_after_a_kill(
     checkpoint: Path,  # noqa: F811
     tmp_path: Path,
     weights_env: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["run", "--checkpoint", str(checkpoint), "--protocol", str(protocol), "--out", str(tmp_path)]
     assert main(words) == 0
@@ -193,6 +199,30 @@ def test_checkpoint_runs_and_goes_on_after_a_kill(
         "generator.safetensors",
         "encoders/encoders.safetensors",
     }
+    # Videos of another protocol under the same name are not taken for these.
+    other = tmp_path / "other" / protocol.name
+    make_synthetic("self", "tiny", 3, 128, 1).save(other)
+    assert main([*words[:4], str(other), *words[5:]]) == 1
+    assert "holds videos of other weights, settings or another protocol" in capsys.readouterr().err
+    (videos / "made.json").unlink()  # nobody knows of which
+    assert main(words) == 1
+
+
+def test_one_picture_is_no_pair_of_the_same_person() -> None:
+    one, two, three = torch.eye(3)
+    spans = [Span("a", 0, 1), Span("a", 1, 3), Span("b", 0, 1)]
+    rows = [one[None], torch.stack([one, two, (one + two) / 2**0.5]), three[None]]
+    drivers = {span: SimpleNamespace(embedding=embedding) for span, embedding in zip(spans, rows, strict=True)}
+    manifest = SimpleNamespace(identity={"a": "A", "b": "B"})
+    anchors = Scorer._anchors(SimpleNamespace(manifest=manifest, _drivers=drivers))["anchors"]
+    # one · one, one · between twice over; b has been seen once
+    assert anchors["same_person"] == pytest.approx((1 + 2 * 0.5**0.5) / 3)
+    assert anchors["strangers"] == 0
+
+
+def test_an_estimator_that_was_never_judged_does_not_count() -> None:
+    assert Estimator({"yaw": 0.95, "expression": 0.9}, {"I_pe": 0.15, "I_ep": 0.0}).why_not is None
+    assert Estimator({"yaw": 0.95, "expression": math.nan}, {"I_pe": 0.1, "I_ep": 0.0}).why_not is not None
 
 
 @pytest.mark.parametrize(
@@ -205,6 +235,7 @@ def test_checkpoint_runs_and_goes_on_after_a_kill(
         (["run", "--method", "joint-code", "--protocol", "{protocol}", "--out", "{tmp}"], "not defined for the self"),
         (["score", "{tmp}", "--protocol", "{protocol}", "--i3d", "{tmp}/i.pt"], "no such file"),
         (["score", "{tmp}", "--protocol", "{protocol}", "--perceptual", "x"], "need one of"),
+        (["run", "--method", "oracle", "--protocol", "{protocol}", "--out", "{tmp}", "--devices", "x"], "--devices x"),
         (["table", "{tmp}/r.json"], "No such file"),
         (["compare", "{tmp}/r.json"], "two result files"),
         (["make", "--task", "cross", "--name", "x", "--clips", "1", "--out", "{tmp}/m.jsonl"], "at least 2"),

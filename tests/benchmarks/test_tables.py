@@ -3,15 +3,17 @@
 import csv
 import io
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.films import Film, worst
+from benchmarks.films import Film, films, worst
 from benchmarks.report import html
 from benchmarks.results import Result
+from benchmarks.suite import with_comparisons
 from benchmarks.tables import number, render
 
 AED, PSNR = "aed.mp_blendshapes_l1mean.v1", "psnr.v1"
@@ -85,6 +87,23 @@ def test_bold_only_with_a_test_that_says_so() -> None:
     assert not table["aworse"][0].startswith("**")
     for method in (GOOD, WORSE):
         method.content["comparisons"] = []
+
+
+def test_alone_with_a_value_is_not_the_best() -> None:
+    blind = result("blind", [None, None], [20.0, 30.0])
+    assert "**" not in rows(render([GOOD, blind], "md"))["good"][0]
+
+
+def test_reference_rows_take_no_part_in_tests() -> None:
+    with_comparisons([COPY, GOOD, WORSE])
+    assert COPY.content["comparisons"] == []
+    assert {c["other"] for c in GOOD.content["comparisons"]} == {"aworse"}
+    for method in (GOOD, WORSE):
+        method.content["comparisons"] = []
+
+
+def test_films_are_of_the_protocol_that_was_scored(tmp_path: Path) -> None:
+    assert films([GOOD], tmp_path, "synthetic-v1-self", None) == []  # of the same task, and nothing was read
 
 
 def test_what_could_not_be_measured_is_said() -> None:

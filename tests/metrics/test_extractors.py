@@ -212,7 +212,8 @@ def test_network_of_a_user_reads_faces(weights_env: Path, talking_heads: Path, t
     frames = np.stack([portrait(talking_heads, "sadtalker_happy.png"), np.zeros((320, 320, 3), np.uint8)])
     with ScriptReader.from_file(path) as reader:
         read = reader.read(frames)
-        assert reader.names == ("mine", "mine")
+        assert reader.names == ("mine", "mine", "mp", "mine")
+        assert reader.sources["mine"].sha256 == settings["sha256"]
     assert read.found.tolist() == [True, False]
     mean = read.expression[0, 1]
     assert 0.1 < mean < 0.9
@@ -220,6 +221,14 @@ def test_network_of_a_user_reads_faces(weights_env: Path, talking_heads: Path, t
     angle = geodesic(split_pose(read.pose[:1])[0], torch.eye(3, dtype=torch.float64)[None])
     turned = (mean * torch.tensor([7.0, 8, 9], dtype=torch.float64).norm()) % (2 * torch.pi)
     assert torch.cos(angle).item() == pytest.approx(torch.cos(turned).item(), abs=1e-4)
+
+    # Without a rotation of its own, what takes pose as well is neither network's alone.
+    path.write_text(yaml.safe_dump({key: value for key, value in settings.items() if key != "rotation"}))
+    with ScriptReader.from_file(path) as reader:
+        assert reader.names == ("mine", "mp", "mp", "mine_mp")
+        assert reader.sources["mine_mp"].name == "mine + face_landmarker + yunet"
+        hashes = {reader.sources[name].sha256 for name in reader.names}
+        assert len(hashes) == 3
 
     for change, words in (
         ({"sha256": "0" * 64}, "was not opened"),

@@ -83,7 +83,7 @@ def test_reference_models_give_the_rows_that_they_must(model: str, row: dict[str
     for part in (slice(0, 20), slice(20, 50)):
         metric.update(*(Reading(m.pose[part], m.expression[part]) for m in (*outputs[model], a, b)))
     found = metric.compute()
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(row, abs=1e-5)
+    assert found == pytest.approx(row, abs=1e-5)
     assert selectivity(found) == pytest.approx(apart, abs=1e-5)
 
 
@@ -125,7 +125,7 @@ def _share(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def _measured(parts: list[slice]) -> dict[str, Tensor]:
+def _measured(parts: list[slice]) -> dict[str, float]:
     """Every kind of state: sums of tensors, counts, matrices, and features that are gathered."""
     from dex.metrics.distributions import FrechetDistance, KernelDistance
 
@@ -139,12 +139,13 @@ def _measured(parts: list[slice]) -> dict[str, Tensor]:
         for metric in (frechet, kernel):
             metric.update(x.expression, real=True)
             metric.update(y.expression, real=False)
-    return {**influence.compute(), **aed.compute(), "frechet": frechet.compute(), "kernel": kernel.compute()}
+    found = {**influence.compute(), **aed.compute(), "frechet": frechet.compute(), "kernel": kernel.compute()}
+    return {name: float(value) for name, value in found.items()}
 
 
 def test_two_processes_with_uneven_shares_measure_what_one_does(tmp_path: Path) -> None:
     mp.spawn(_share, args=(str(tmp_path),), nprocs=2)
-    want = {name: value.item() for name, value in _measured([slice(0, 50)]).items()}
+    want = _measured([slice(0, 50)])
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert {name: value.item() for name, value in found.items()} == pytest.approx(want, rel=1e-9)
+        assert found == pytest.approx(want, rel=1e-9)

@@ -136,7 +136,13 @@ def test_an_estimator_that_reads_badly_measures_no_leak() -> None:
     assert "| ok | I_pp | 0.900 | ≥ 0.2 |" in said
     assert [alarm.name for alarm in alarms({"I_pp": math.nan})] == ["I_pp"]
     assert [alarm.name for alarm in alarms({"loss/discriminator": 0.01})] == ["discriminator winning"]
-    assert "healthy" in verdict({"I_pp": 0.9}, good, [])
+    assert verdict({"I_pp": 0.9}, good, []).startswith(
+        "**healthy**: both controls move what they should, and nothing else"
+    )
+    leaking = {"I_pp": 1.0, "I_ee": 0.9, "I_pe": 0.99, "I_ep": 0.8}  # and by this estimator nobody knows
+    assert alarms(leaking) == []
+    unknown = verdict(leaking, good | {"I_ep": 0.17}, [])
+    assert unknown.startswith("**no alarm, leaks not measured**: both controls move what they should\n")
 
 
 def test_a_component_that_does_not_vary_has_no_share_in_the_estimators_worth() -> None:

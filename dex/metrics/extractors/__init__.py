@@ -29,6 +29,12 @@ class Source:
 def source_of(*names: str) -> Source:
     """Of registered weights. Raises `WeightsError` for an unknown name."""
     entries = [weights.entry(name) for name in names]
-    joined = hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
-    licences = dict.fromkeys(entry.licence for entry in entries)
-    return Source(" + ".join(names), entries[0].sha256 if len(entries) == 1 else joined, "; ".join(licences))
+    return together(*(Source(name, entry.sha256, entry.licence) for name, entry in zip(names, entries, strict=True)))
+
+
+def together(*sources: Source) -> Source:
+    """What is read by several networks."""
+    joined = hashlib.sha256("".join(source.sha256 for source in sources).encode()).hexdigest()
+    licences = dict.fromkeys(source.licence for source in sources)
+    names = " + ".join(source.name for source in sources)
+    return Source(names, sources[0].sha256 if len(sources) == 1 else joined, "; ".join(licences))

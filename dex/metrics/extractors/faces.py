@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from dex.metrics import MetricError
-from dex.metrics.extractors import Source, source_of
+from dex.metrics.extractors import Source, source_of, together
 
 if TYPE_CHECKING:  # loads MediaPipe and OpenCV
     from dex.faces.detect import Face, FaceTracker
@@ -35,16 +35,25 @@ class FaceReading(NamedTuple):
         return self.pose.isfinite().flatten(1).all(dim=1)
 
 
+class Names(NamedTuple):
+    """By what each kind of number is read, as the names of metrics say it; `MediaPipeReader.sources` has them."""
+
+    expression: str
+    rotation: str
+    place: str  # translation and scale
+    both: str  # what takes pose and expression
+
+
 class MediaPipeReader:
     """MediaPipe's Face Landmarker on the face that YuNet finds: 52 blendshapes, and the head's transform.
 
     Use it in a `with` block. Raises ValueError where MediaPipe, OpenCV or their weights are missing.
     """
 
-    names = ("mp_blendshapes", "mp")  # of expression and pose in the names of metrics
+    names = Names("mp_blendshapes", "mp", "mp", "mp")
 
     def __init__(self) -> None:
-        self.source = source_of("face_landmarker", "yunet")
+        self.sources = dict.fromkeys(self.names, source_of("face_landmarker", "yunet"))
         try:
             from dex.faces.detect import FaceTracker
         except (ImportError, OSError) as error:
@@ -105,8 +114,12 @@ class ScriptReader(MediaPipeReader):
     def __init__(self, settings: dict[str, Any], file: Path) -> None:
         super().__init__()
         self._settings = settings
-        self.source = Source(settings["name"], settings["sha256"], settings["licence"])
-        self.names = (settings["name"], settings["name"] if "rotation" in settings else "mp")
+        name, landmarks = settings["name"], self.names.place
+        of_both = name if "rotation" in settings else f"{name}_{landmarks}"
+        self.names = Names(name, name if "rotation" in settings else landmarks, landmarks, of_both)
+        own = Source(name, settings["sha256"], settings["licence"])
+        self.sources[name] = own
+        self.sources.setdefault(of_both, together(own, self.sources[landmarks]))
         with warnings.catch_warnings():  # torch deprecates TorchScript, but it is what such networks can be given as
             warnings.simplefilter("ignore", FutureWarning)
             self._network = torch.jit.load(str(file), map_location="cpu").float().eval()
@@ -163,7 +176,7 @@ class ScriptReader(MediaPipeReader):
             ends = [last, *self._settings.get("rotation", [])[1:]]
             if numbers.ndim != 2 or numbers.shape[1] < max(ends):
                 raise MetricError(
-                    f"{self.source.name}: gives {tuple(numbers.shape)}, need frames × {max(ends)} or more"
+                    f"{self.names.expression}: gives {tuple(numbers.shape)}, need frames × {max(ends)} or more"
                 )
             expression[rows] = numbers[:, first:last]
             if "rotation" in self._settings:
