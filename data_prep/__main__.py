@@ -63,10 +63,11 @@ def _merge(arguments: list[str]) -> str:
     parser = argparse.ArgumentParser(prog="python -m data_prep merge", description="Joins finished parts.")
     parser.add_argument("parts", nargs="+", type=Path, metavar="PART", help="folder of one finished part")
     parser.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="new folder for the joined shards")
+    parser.add_argument("--incomplete", action="store_true", help="also where some of the N parts are missing")
     options = parser.parse_args(arguments)
     from data_prep.commands import merge
 
-    return merge(options.parts, options.out)
+    return merge(options.parts, options.out, options.incomplete)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

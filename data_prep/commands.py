@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,14 +44,15 @@ def prepare(root: Path, out: Path, layout: str, settings: Settings, workers: int
             records = _run(sources, copies, staging, settings, workers)
             text = _publish(out, list(staging.clips(sources)), records, begun_with)
             staging.discard()
-    if not any(record.clips for record in records):
-        print(text, file=sys.stderr, end="")
-        raise ShardError(f"no clip was accepted from {len(records)} files; {out / report.NAME} has the reasons")
-    return text
+    return _with_clips(text, records, out)
 
 
-def merge(parts: Sequence[Path], out: Path) -> str:
-    """Shards of several finished runs → one set of shards, as a single run would have written it."""
+def merge(parts: Sequence[Path], out: Path, incomplete: bool = False) -> str:
+    """Shards of several finished runs → one set of shards, as a single run would have written it. Returns the summary.
+
+    Raises `ShardError` where a run is not finished, was begun with other settings than the first, or (unless
+    `incomplete`) where the i-th of N parts is not among them.
+    """
     out = out.resolve()
     if report.load(out) or any(part.resolve() == out for part in parts):
         raise ShardError(f"{out}: holds finished shards already; give --out a new folder")
@@ -62,14 +64,17 @@ def merge(parts: Sequence[Path], out: Path) -> str:
         if (finished := report.load(part)) is None:
             raise ShardError(f"{part}: no {report.NAME}, so this part is not finished; run its command again")
         settings.append(finished["settings"])
+        _check_settings(part, settings[-1], parts[0], settings[0])
         found = report.records_of(finished)
         repeated = {record.sha256 for record in found if record.clips and owner.setdefault(record.sha256, part) != part}
         records += [_as_duplicate(record, owner) if record.sha256 in repeated else record for record in found]
         if finished["totals"]["clips"]:
             clips += [clip for clip in packed_clips(part) if clip.meta.source_sha256 not in repeated]
     begun_with = {**settings[0], "part": " + ".join(one["part"] for one in settings)}
+    if not incomplete:
+        _check_complete(begun_with["part"])
     out.mkdir(parents=True, exist_ok=True)
-    return _publish(out, clips, records, begun_with)
+    return _with_clips(_publish(out, clips, records, begun_with), records, out)
 
 
 def _publish(out: Path, clips: list[StoredClip], records: list[Record], begun_with: dict) -> str:
@@ -80,6 +85,35 @@ def _publish(out: Path, clips: list[StoredClip], records: list[Record], begun_wi
         report.draw_contact_sheet(out / "contact_sheet.png", clips)
     report.draw_histograms(out / "histograms.png", records)
     return report.write(out, records, begun_with)
+
+
+def _with_clips(text: str, records: list[Record], out: Path) -> str:
+    """The summary `text`. Raises `ShardError` where no file gave a clip, the summary on stderr."""
+    if not any(record.clips for record in records):
+        print(text, file=sys.stderr, end="")
+        raise ShardError(f"no clip was accepted from {len(records)} files; {out / report.NAME} has the reasons")
+    return text
+
+
+def _check_settings(part: Path, settings: dict, first: Path, wanted: dict) -> None:
+    changed = [name for name in wanted if name != "part" and settings.get(name) != wanted[name]]
+    if changed:
+        found = ", ".join(f"{name} {settings.get(name)!r}, not {wanted[name]!r}" for name in changed)
+        raise ShardError(
+            f"{part}: prepared with {found} as {first}. Prepare both alike, or give data.shards the two folders"
+        )
+
+
+def _check_complete(parts: str) -> None:
+    """Raises `ShardError` unless each i/N in `parts` ("1/3 + 2/3 + …") has its N - 1 companions, as often as itself."""
+    counts = Counter(parts.split(" + "))
+    for total in sorted({int(part.partition("/")[2]) for part in counts}):
+        times = {i: counts[f"{i}/{total}"] for i in range(1, total + 1)}
+        if missing := [str(i) for i, count in times.items() if count < max(times.values())]:
+            raise ShardError(
+                f"{len(missing)} of {total} parts are missing: {', '.join(missing)}. Run their commands; "
+                "or merge what there is with --incomplete"
+            )
 
 
 def _as_duplicate(record: Record, owner: dict[str, Path]) -> Record:

@@ -1,7 +1,8 @@
 """Command line of the latent cache: python -m data_prep.latents SHARDS --codec NAME [--size N]
 
-Encodes every frame of prepared shards once, into SHARDS/latents (dex/data/latents.py has the format). Run again it goes
-on where it was interrupted, and makes those shards anew whose bytes have changed.
+Encodes every frame of prepared shards once, into SHARDS/latents (dex/data/latents.py has the format).
+Run again it goes on where it was interrupted, makes those shards anew whose bytes have changed, and removes the latents
+of those that are gone. In a folder outside of SHARDS, which others may share, it replaces and removes nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import argparse
 import fcntl
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,8 +43,16 @@ class _Encoder:
         dtype: Literal["F16", "F32"] = "F16" if self.half else "F32"
         return LatentHeader(self.codec.name, self.codec.hash, str(self.size), dtype, shard.name, shard.sha256)
 
+    @property
+    def owns_out(self) -> bool:
+        """Whether latents are written inside the folder of shards, where those of no other shards can be."""
+        return self.out.resolve().is_relative_to(self.shards.resolve())
+
     def is_done(self, shard: Shard) -> bool:
-        """Whether its latents are there. Raises `ShardError` where there are those of another codec, size or type."""
+        """Whether its latents are there.
+
+        Raises `ShardError` where there are those of another codec, size or type, or perhaps of other shards.
+        """
         path, wanted = latent_file(self.out, shard.name), self.header(shard)
         if not path.is_file():
             return False
@@ -54,7 +63,21 @@ class _Encoder:
                     f"{path}: made with another {name} ({getattr(found, name)[:12]} by {found.codec}, now "
                     f"{getattr(wanted, name)[:12]} by {wanted.codec}). Delete {self.out} or give --out another folder."
                 )
+        if found.shard_sha256 != wanted.shard_sha256 and not self.owns_out:
+            raise ShardError(
+                f"{path}: made from another {shard.name} (sha256 {found.shard_sha256[:12]}, here {shard.sha256[:12]}), "
+                f"perhaps of another folder of shards. Delete it if nothing needs it, or give --out another folder."
+            )
         return found.shard_sha256 == wanted.shard_sha256
+
+    def remove_stale(self, shards: Sequence[Shard]) -> None:
+        """Deletes latents of shards that are no longer, and nothing else."""
+        if not self.owns_out:
+            return
+        for path in set(self.out.glob("*.safetensors")) - {latent_file(self.out, shard.name) for shard in shards}:
+            with suppress(ShardError):  # not ours
+                LatentHeader.read(path)
+                path.unlink()
 
     def encode(self, shard: Shard, bar: tqdm) -> list[str]:
         """Writes the latents of a shard and returns the keys of damaged clips."""
@@ -93,9 +116,7 @@ def make_latents(shards: Path, out: Path, codec: Codec, size: int | None, half: 
         with tqdm(total=sum(shard.frames for shard in todo), desc="encode", unit="frame", smoothing=0.0) as bar:
             for shard in todo:
                 left_out += encoder.encode(shard, bar)
-        wanted = {latent_file(out, shard.name) for shard in index.shards}
-        for stale in set(out.glob("*.safetensors")) - wanted:  # of shards that are no longer
-            stale.unlink()
+        encoder.remove_stale(index.shards)
     damaged = f", {len(left_out)} damaged clips left out, the first is {left_out[0]}" if left_out else ""
     return f"{out}: latents of {len(index.shards)} shards by {codec.name} at {size}², {len(todo)} made now{damaged}\n"
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, Shaped
 from data_prep import filters, frames, histograms, shots
 from data_prep.analyse import analyse
 from data_prep.layouts import Source
-from data_prep.segments import Span, spans, window_of
+from data_prep.segments import BRIDGE, Span, spans, window_of
 from data_prep.settings import FPS, Settings
 from dex import video
 from dex.data.shards import ClipMeta, FrameLabels, stage_clip
@@ -148,7 +148,7 @@ class _Encoder:
             stretch = all_rows[span.start : min(span.stop, span.start + _CHUNK)]
             return span.reason, span.detail or filters.span_detail(span.reason, stretch, self.settings)
         width, height = self.info.width, self.info.height
-        rows = _filled(all_rows[span.start : span.stop])
+        rows = _filled(all_rows, span)
         squares = crop.squares(rows["landmarks"], width, height, FPS)
         if refused := filters.clip_reason(rows, squares, width, height, self.settings):
             return refused
@@ -225,16 +225,20 @@ def labels(rows: Shaped[np.ndarray, "T"], squares: Float[np.ndarray, "T 3"]) -> 
     )
 
 
-def _filled(rows: Shaped[np.ndarray, "T"]) -> Shaped[np.ndarray, "T"]:
-    """A copy in which lapses of the detector are filled: landmarks between their neighbours, poses from the nearest."""
-    rows = np.array(rows)
-    good, bad = np.flatnonzero(rows["found"]), np.flatnonzero(~rows["found"])
-    for at in bad:
-        before, after = good[good < at][-1], good[good > at][0]
-        share = (at - before) / (after - before)
+def _filled(all_rows: Shaped[np.ndarray, "N"], span: Span) -> Shaped[np.ndarray, "T"]:
+    """A copy of a span in which lapses of the detector are filled: landmarks between their neighbours, poses from the
+    nearest. A neighbour may lie outside of the span, since long runs are cut into clips wherever they are long enough.
+    """
+    rows = np.array(all_rows[span.start : span.stop])
+    first = max(0, span.start - BRIDGE)
+    good = first + np.flatnonzero(all_rows["found"][first : span.stop + BRIDGE])
+    for at in np.flatnonzero(~rows["found"]):
+        place = np.searchsorted(good, span.start + at)
+        before, after = all_rows[good[place - 1]], all_rows[good[place]]
+        share = (span.start + at - good[place - 1]) / (good[place] - good[place - 1])
         for name in ("landmarks", "blendshapes", "sharpness"):
-            rows[name][at] = (1 - share) * rows[name][before] + share * rows[name][after]
-        rows["pose"][at] = rows["pose"][before if share < 0.5 else after]
+            rows[name][at] = (1 - share) * before[name] + share * after[name]
+        rows["pose"][at] = (before if share < 0.5 else after)["pose"]
     return rows
 
 

@@ -13,7 +13,7 @@ from data_prep import filters
 from data_prep.settings import FPS, Settings
 from dex.faces.boxes import bounds, overlap
 
-_BRIDGE = 5  # instants: a shorter lapse of the detector inside a steady track is forgiven
+BRIDGE = 5  # instants: a shorter lapse of the detector inside a steady track is forgiven
 _TRIM = 2  # instants on either side of a cut: encoders blend frames there
 _STEADY = 0.4  # IoU of the face's box from one instant to the next
 
@@ -38,7 +38,11 @@ def spans(
     settings: Settings,
     multi_view: bool,
 ) -> list[Span]:
-    """Covers all rows: clips of the lengths asked for, and what is between them with its reason."""
+    """Clips of the lengths asked for, and what is between them with its reason, in the order of time.
+
+    Rows trimmed beside a cut are in no span. A clip may begin or end in a lapse that was bridged: the measured rows on
+    either side of the lapse are at most `BRIDGE` rows away, but one of them lies outside of the clip.
+    """
     breaks = sorted({0, len(rows), *cuts, *(np.flatnonzero(np.diff(rows["index"]) != 1) + 1).tolist()})
     found: list[Span] = []
     for start, stop in pairwise(breaks):
@@ -73,7 +77,7 @@ def _bridge(reasons: Shaped[np.ndarray, "T"], box: Shaped[np.ndarray, "T 4"]) ->
     edges = np.flatnonzero(np.diff(np.concatenate([[False], bad, [False]]).astype(np.int8)))
     for first, last in edges.reshape(-1, 2):
         inside = first > 0 and last < len(reasons)
-        if inside and last - first <= _BRIDGE and overlap(box[first - 1], box[last]) >= _STEADY:
+        if inside and last - first <= BRIDGE and overlap(box[first - 1], box[last]) >= _STEADY:
             reasons[first:last] = ""
     return reasons
 

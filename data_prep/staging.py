@@ -63,13 +63,16 @@ class Staging:
         return Record(**json.loads(path.read_bytes())) if path.is_file() else None
 
     def finish(self, source: Source, record: Record) -> None:
+        """Writes a source's record. Where it names no clip, none stays: a worker may have died after staging some."""
+        if not record.clips:
+            self.clear(source)
         write_atomic(self._record_path(source), json.dumps(asdict(record)).encode())
 
     def clips_folder(self, source: Source) -> Path:
         return self.folder / "clips" / _identifier(source)
 
     def clear(self, source: Source) -> None:
-        """Forgets the clips of a source that was interrupted."""
+        """Forgets the clips of a source."""
         shutil.rmtree(self.clips_folder(source), ignore_errors=True)
 
     def clips(self, sources: Iterable[Source]) -> Iterator[StoredClip]:

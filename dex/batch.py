@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
@@ -66,6 +65,14 @@ class Batch:
     source_latent: Float[Tensor, "B c h w"] | None = None
     driving_latent: Float[Tensor, "B K c h w"] | None = None
 
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, which a GPU copies from while the processor goes on; what fields share, they
+        still share. Called by torch's `DataLoader(pin_memory=True)`."""
+        tensors = {id(value): value for value in vars(self).values() if isinstance(value, Tensor)}
+        pinned = {key: tensor.pin_memory() for key, tensor in tensors.items()}
+        changed: dict[str, Any] = {name: pinned[id(value)] for name, value in vars(self).items() if id(value) in pinned}
+        return replace(self, **changed)
+
 
 def to_float(batch: Batch) -> Batch:
     """uint8 pictures in [0, 255] become float32 in [-1, 1], on whatever device the batch is."""
@@ -87,17 +94,6 @@ def blendshape_row(names: Sequence[str], values: Float[np.ndarray, "*b E"]) -> F
         if name in BLENDSHAPES:
             row[..., BLENDSHAPES.index(name)] = values[..., column]
     return row
-
-
-def collate(samples: list[Batch]) -> Batch:
-    """Joins samples (each a Batch whose tensors lack the leading dimension) into one Batch."""
-    first = samples[0]
-    joined = {
-        name: torch.stack([getattr(sample, name) for sample in samples])
-        for name, value in vars(first).items()
-        if isinstance(value, Tensor)
-    }
-    return Batch(key=[key for sample in samples for key in sample.key], **joined)
 
 
 def to_unit(picture: Float[Tensor, "*b H W"]) -> Float[Tensor, "*b H W"]:

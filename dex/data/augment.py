@@ -43,7 +43,7 @@ def pose_augment(
 ) -> Float[Tensor, "N 3 H W"]:
     """Random rotation, scale, translation, perspective and colour. Picture in [-1, 1]; borders are reflected."""
     n, device = picture.shape[0], picture.device
-    angle, log_scale, tx, ty, px, py = (
+    angle, growth, tx, ty, px, py = (
         amount * _uniform((n,), generator, device)
         for amount in (
             math.radians(settings.rotation),
@@ -54,7 +54,7 @@ def pose_augment(
             settings.perspective,
         )
     )
-    scale = 1 + log_scale
+    scale = 1 + growth
     cos, sin = angle.cos() / scale, angle.sin() / scale
     homography = torch.stack(
         [cos, sin, tx, -sin, cos, ty, px, py, torch.ones_like(px)],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +18,7 @@ from dex.data.shards import ClipMeta, FrameLabels, ShardError, StoredClip
 from dex.video import ClipReader, VideoError
 
 # What a damaged clip can raise while it is opened and read; anything else is a fault of this program.
-DAMAGE = (VideoError, ShardError, KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (VideoError, ShardError, KeyError, ValueError, OSError)
 
 # Background motion is measured on about this many pixels a side, outside the head grown by this many of them.
 _MOTION_SIDE = 32
@@ -79,11 +77,11 @@ def draw_samples(group: list[OpenClip], how: Sampling, count: int, rng: np.rando
     """Up to `count` samples from clips that show the same instants through several cameras (or one).
 
     Samples are Batches whose tensors lack the leading dimension, and whose pictures still are (…, H, W, 3) as decoded:
-    `join` puts the channels first. Raises `UnusableError` where there are none.
+    `join` puts the channels first. Mode "clip" shows the first camera. Raises `UnusableError` where there are none.
     """
     if how.mode == "pairs":
         return _draw_pairs(group, how, count, rng)
-    return _draw_clips(group[rng.integers(len(group))], how, count, rng)
+    return _draw_clips(group[0], how, count, rng)
 
 
 # ---- pairs: one source, K drivers ------------------------------------------------------------------------------------

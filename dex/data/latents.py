@@ -129,7 +129,7 @@ class ClipLatents:
 class LatentCache:
     """The latents of all shards of a datamodule, made by one codec at one size."""
 
-    files: dict[str, Path]  # path of a shard → its latents
+    files: dict[str, Path]  # a shard, as its URL was given → its latents
     codec: str
     codec_hash: str
     folder: Path
@@ -155,12 +155,13 @@ class LatentCache:
         files: dict[str, Path] = {}
         headers: list[LatentHeader] = []
         hashes: dict[Path, dict[str, str]] = {}
-        for shard in map(Path, shards):
+        for url in shards:
+            shard = Path(url)
             if shard.parent not in hashes:
                 hashes[shard.parent] = _hashes(shard)
             file = latent_file(shard.parent / latents, shard.name)
             headers.append(_checked(file, shard, hashes[shard.parent][shard.name], latents, size))
-            files[str(shard)] = file
+            files[url] = file
         if len({(header.codec_hash, header.dtype) for header in headers}) > 1:
             names = sorted({f"{header.codec} {header.dtype}" for header in headers})
             raise ShardError(f"data.latents: shards with latents of different codecs cannot be mixed: {names}")

@@ -28,30 +28,47 @@ FORGIVEN = 3
 
 @dataclass
 class Tally:
-    """What became of the clips that were tried; it travels beside each batch from worker to main process."""
+    """What became of the clips (or groups of them) that were tried: each counts once, however often it is read."""
 
-    tried: int = 0
-    skipped: int = 0  # damaged
-    dropped: int = 0  # whole, but of no use for this mode
-    reason: str = ""  # key and reason of the last one passed over
+    tried: set[str] = field(default_factory=set)
+    damaged: set[str] = field(default_factory=set)
+    unusable: set[str] = field(default_factory=set)  # whole, but of no use for this mode, at least once
+    reason: str = ""  # name and reason of the last one passed over
+    fresh: Tally | None = None  # the same since the last `news`, where somebody asks for them
+
+    @property
+    def skipped(self) -> int:
+        return len(self.damaged)
+
+    @property
+    def dropped(self) -> int:
+        return len(self.unusable)
 
     def add(self, other: Tally) -> None:
-        self.tried += other.tried
-        self.skipped += other.skipped
-        self.dropped += other.dropped
+        self.tried |= other.tried
+        self.damaged |= other.damaged
+        self.unusable |= other.unusable
         self.reason = other.reason or self.reason
+        if self.fresh is not None:
+            self.fresh.add(other)
+
+    def news(self) -> Tally:
+        """What was added since the last call: it travels beside each batch from worker to main process."""
+        assert self.fresh is not None
+        news, self.fresh = self.fresh, Tally()
+        return news
+
+    def begin(self, name: str) -> None:
+        self.add(Tally(tried={name}))
 
     def skip(self, name: str, error: Exception) -> None:
-        self.skipped += 1
-        self._note(name, error)
-        log.warning("clip skipped: %s", self.reason)
+        reason = _told(name, error)
+        if name not in self.damaged:
+            log.warning("clip skipped: %s", reason)
+        self.add(Tally(damaged={name}, reason=reason))
 
     def drop(self, name: str, error: Exception) -> None:
-        self.dropped += 1
-        self._note(name, error)
-
-    def _note(self, name: str, error: Exception) -> None:
-        self.reason = f"{name}: {' '.join(str(error).split()) or type(error).__name__}"
+        self.add(Tally(unusable={name}, reason=_told(name, error)))
 
     def last(self) -> str:
         """The last reason as a clause, nothing where all went well."""
@@ -59,11 +76,15 @@ class Tally:
 
     def check(self) -> None:
         """Raises `ShardError` when more than `MAX_SKIPPED_SHARE` of the clips are damaged."""
-        if self.skipped > FORGIVEN + MAX_SKIPPED_SHARE * self.tried:
+        if self.skipped > FORGIVEN + MAX_SKIPPED_SHARE * len(self.tried):
             raise ShardError(
-                f"{self.skipped} of {max(self.tried, self.skipped)} clips are damaged, more than "
+                f"{self.skipped} of {len(self.tried | self.damaged)} clips are damaged, more than "
                 f"{MAX_SKIPPED_SHARE:.0%}{self.last()}. Copy the shards again or prepare them again."
             )
+
+
+def _told(name: str, error: Exception) -> str:
+    return f"{name}: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 # ---- which shards ----------------------------------------------------------------------------------------------------
@@ -142,16 +163,17 @@ _MOST_LISTINGS = 64
 
 
 def _read_clips(url: str, tally: Tally) -> Iterator[StoredClip]:
-    """The clips of a shard; what is damaged is entered in `tally`, each time."""
+    """The clips of a shard; what is damaged is entered in `tally`."""
     if not _seekable(url) or not os.path.isfile(url):
         yield from _scan(url, tally)
         return
     state = os.stat(url)
     key = (url, state.st_size, state.st_mtime_ns)
     if key not in _listings:
-        skipped = tally.skipped
-        found = list(_scan(url, tally))
-        if tally.skipped > skipped:
+        met = Tally()
+        found = list(_scan(url, met))
+        if met.damaged:  # not remembered, so that every tally hears of it
+            tally.add(met)
             yield from found
             return
         if len(_listings) >= _MOST_LISTINGS:

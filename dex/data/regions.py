@@ -108,4 +108,5 @@ def _fill(maps: Shaped[np.ndarray, "T H W"], outlines: Float[np.ndarray, "T N 2"
                 first[y], last[y] = min(first[y], x), max(last[y], x)
         for y in range(height):
             if first[y] <= last[y]:
-                maps[t, y, max(0, int(np.ceil(first[y]))) : min(width - 1, int(np.floor(last[y]))) + 1] = value
+                stop = min(width, int(np.floor(last[y])) + 1)  # negative where the outline is left of the picture
+                maps[t, y, max(0, int(np.ceil(first[y]))) : max(0, stop)] = value

@@ -85,6 +85,8 @@ class ClipMeta:
     def from_json(cls, text: str | bytes) -> ClipMeta:
         """Raises `ShardError` for another schema version or missing and unknown fields."""
         raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ShardError(f"clip metadata: a {type(raw).__name__}, need the fields of a clip")
         if raw.get("schema") != SCHEMA:
             raise ShardError(
                 f"clip {raw.get('key')!r}: schema {raw.get('schema')}, this program reads {SCHEMA}. "
@@ -93,7 +95,10 @@ class ClipMeta:
         names = {f.name for f in fields(cls)}
         if wrong := set(raw) ^ names:
             raise ShardError(f"clip {raw.get('key')!r}: fields missing or unknown: {sorted(wrong)}")
-        return cls(**{**raw, "crop": CropContract(**raw["crop"])})
+        try:
+            return cls(**{**raw, "crop": CropContract(**raw["crop"])})
+        except TypeError as error:
+            raise ShardError(f"clip {raw.get('key')!r}: {error}") from error
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
@@ -108,7 +113,9 @@ class FrameLabels:
     pose_weight: Float[np.ndarray, "T"]  # confidence in [0, 1]; 1 where the pose is exact, 0 where unknown
     blendshapes: Float[np.ndarray, "T E"]  # in [0, 1], named by ClipMeta.blendshape_names; E may be 0
     face_box: Float[np.ndarray, "T 4"]  # x0, y0, x1, y1
-    quality: Float[np.ndarray, "T"]  # sharpness: variance of the Laplacian of the 8-bit luma inside the face box
+    # Sharpness: variance of the Laplacian of the 8-bit luma inside the face box. Of a face scaled to 178 pixels in data
+    # by data_prep, at the size that is drawn in synthetic data: the two cannot be compared.
+    quality: Float[np.ndarray, "T"]
 
     def __post_init__(self) -> None:
         lengths = {f.name: len(getattr(self, f.name)) for f in fields(self)}
@@ -120,8 +127,13 @@ class FrameLabels:
 
     @classmethod
     def from_npz(cls, data: bytes) -> FrameLabels:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return cls(**{f.name: arrays[f.name] for f in fields(cls)})
+        """Raises `ShardError` where the labels cannot be read, or differ in length."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                found = {f.name: arrays[f.name] for f in fields(cls)}
+        except Exception as error:  # whatever damaged bytes make of zipfile, zlib, and the tokeniser behind numpy
+            raise ShardError(f"labels cannot be read: {type(error).__name__}: {error}") from error
+        return cls(**found)
 
     def to_npz(self) -> bytes:
         # np.savez_compressed stamps the time of day into the zip: write the members with a fixed date, so that the

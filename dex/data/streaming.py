@@ -11,10 +11,11 @@ from __future__ import annotations
 import gc
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dex.batch import Batch
@@ -44,8 +45,8 @@ class Schedule:
     samples_per_clip: int
     seed: int
     shuffle: int  # units in the shuffle buffer
-    epoch_batches: int | None  # batches of one rank after which the shards are dealt out anew; None: once through
-    samples: int  # of once through; 0 where nobody knows
+    epoch_batches: int | None  # batches of one rank after which the shards are dealt out anew; None: by `samples`
+    samples: int  # of all clips that the indices count; 0 where not all shards have an index
     keep: Callable[[str], bool]  # identity → whether it is in this split
     rank: int = 0
     world: int = 1
@@ -53,8 +54,8 @@ class Schedule:
 
     @property
     def cameras(self) -> int:
-        """Cameras of a group that a unit may need: one for each frame of a pairs sample."""
-        return 1 + self.sampling.drivers
+        """Cameras of a group that a unit may need: one for each frame of a pairs sample, one for a clip."""
+        return 1 + self.sampling.drivers if self.sampling.mode == "pairs" else 1
 
     def per_epoch(self, layout: Layout) -> int:
         """Batches of one loader process in an epoch."""
@@ -81,8 +82,8 @@ class TrainStream(IterableDataset):
         # The loader takes batches from its workers in turn, beginning with worker 0: whoever is asked for the next
         # batch goes on with the part of the worker whose turn it was.
         mine = (layout.batches + worker) % workers
-        tally = Tally()
-        return _guarded(self._batches(self.schedule.rank * workers + mine, tally), worker, tally)
+        tally = Tally(fresh=Tally())
+        return _guarded(self._batches(self.schedule.rank * workers + mine, tally), tally)
 
     def _batches(self, process: int, tally: Tally) -> Iterator[Batch]:
         """The batches of loader process `process` of all ranks'."""
@@ -184,13 +185,13 @@ class PassStream(IterableDataset):
 
     Each rank gets the same number of batches, and no unit is doubled or left out to that end: the batches are of
     nearly equal size instead, at most `batch_size` (with `batch_size` 1, and a number of units that the ranks do not
-    divide, a batch may hold 2).
+    divide, a batch may hold 2). Only where no unit of a batch is of use, the rank's next one that is stands in for it.
     """
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         tally = Tally()
-        self.units = sum(1 for url in schedule.urls for _ in schedule.units(url, tally))
+        self.units = sum(1 for _ in _every_unit(schedule, tally))
         tally.check()
         most, least = -(-self.units // schedule.world), self.units // schedule.world
         if least == 0:
@@ -201,27 +202,33 @@ class PassStream(IterableDataset):
         self.batches = min(-(-most // schedule.batch_size), least)
 
     def __iter__(self) -> Iterator[Item]:
-        worker, workers = _worker()
-        tally = Tally()
-        return _guarded(self._batches(worker, workers, tally), worker, tally)
+        tally = Tally(fresh=Tally())
+        return _guarded(self._batches(*_worker(), tally), tally)
 
     def _batches(self, worker: int, workers: int, tally: Tally) -> Iterator[Batch]:
-        schedule = self.schedule
-        every = (unit for url in schedule.urls for unit in schedule.units(url, tally))
-        mine = enumerate(itertools.islice(every, schedule.rank, None, schedule.world))
-        count = len(range(schedule.rank, self.units, schedule.world))
-        for number, group in itertools.groupby(mine, key=lambda item: item[0] * self.batches // count):
+        count = len(range(self.schedule.rank, self.units, self.schedule.world))
+        share = enumerate(self._share(tally))
+        for number, group in itertools.groupby(share, key=lambda item: item[0] * self.batches // count):
             if number % workers == worker:
-                yield self._batch([unit for _, unit in group], tally)
+                places, units = zip(*group, strict=True)
+                yield join(list(self._samples(units, tally)) or [self._stand_in(places[-1] + 1, tally)])
 
-    def _batch(self, units: list[Unit], tally: Tally) -> Batch:
-        samples = []
+    def _share(self, tally: Tally) -> Iterator[Unit]:
+        """This rank's units."""
+        return itertools.islice(_every_unit(self.schedule, tally), self.schedule.rank, None, self.schedule.world)
+
+    def _samples(self, units: Iterable[Unit], tally: Tally) -> Iterator[Batch]:
         for unit in units:
-            samples += _draw_pass(unit, self.schedule, tally)
+            yield from _draw_pass(unit, self.schedule, tally)
             tally.check()
-        if not samples:
-            raise ShardError(f"no clip of a validation batch is of use{tally.last()}")
-        return join(samples)
+
+    def _stand_in(self, place: int, tally: Tally) -> Batch:
+        """The sample of the rank's first unit of use from `place` on, then from the beginning."""
+        ahead, behind = itertools.islice(self._share(tally), place, None), self._share(tally)
+        sample = next(self._samples(itertools.chain(ahead, behind), tally), None)
+        if sample is None:
+            raise ShardError(f"no validation clip of rank {self.schedule.rank} is of use{tally.last()}")
+        return sample
 
 
 def first_samples(schedule: Schedule, count: int) -> Iterator[Batch]:
@@ -231,10 +238,13 @@ def first_samples(schedule: Schedule, count: int) -> Iterator[Batch]:
     Raises `ShardError` where too many are damaged.
     """
     tally = Tally()
-    every = (unit for url in schedule.urls for unit in schedule.units(url, tally))
-    for unit in itertools.islice(every, count):
+    for unit in itertools.islice(_every_unit(schedule, tally), count):
         yield from (join([sample]) for sample in _draw_pass(unit, schedule, tally))
         tally.check()
+
+
+def _every_unit(schedule: Schedule, tally: Tally) -> Iterator[Unit]:
+    return (unit for url in schedule.urls for unit in schedule.units(url, tally))
 
 
 def _draw_pass(unit: Unit, schedule: Schedule, tally: Tally) -> list[Batch]:
@@ -248,7 +258,7 @@ def _draw_pass(unit: Unit, schedule: Schedule, tally: Tally) -> list[Batch]:
 
 def _draw(unit: Unit, schedule: Schedule, count: int, rng: np.random.Generator, tally: Tally) -> list[Batch]:
     """Up to `count` samples of a unit; none where it is damaged or unusable, which `tally` then says."""
-    tally.tried += 1
+    tally.begin(unit.group)
     sampling, cache = schedule.sampling, schedule.latents
     try:
         group = [
@@ -269,13 +279,13 @@ class Failure:
     message: str
 
 
-Item = tuple[int, Batch, Tally] | Failure  # worker, batch, what the worker has met so far
+Item = tuple[Batch, Tally] | Failure  # a batch, and what its worker has met since the last one
 
 
-def _guarded(batches: Iterator[Batch], worker: int, tally: Tally) -> Iterator[Item]:
+def _guarded(batches: Iterator[Batch], tally: Tally) -> Iterator[Item]:
     try:
         for batch in batches:
-            yield worker, batch, replace(tally)
+            yield batch, tally.news()
     except ShardError as error:
         yield Failure(str(error))
 
@@ -293,13 +303,13 @@ def _begin_worker(_: int) -> None:
 
 
 class Loader:
-    """Batches of a stream, made by `workers` processes (0: in this one), with what they report about damaged clips.
+    """Batches of a stream, made by `workers` processes (0: in this one), with a tally of what they have met.
 
     Raises `ShardError` when a worker fails or more clips are damaged than `Tally.check` allows.
     """
 
     def __init__(self, stream: TrainStream | PassStream, workers: int) -> None:
-        self.tallies: dict[int, Tally] = {}
+        self.tally = Tally()  # over all workers, as of the last batch handed out
         self._length = stream.batches if isinstance(stream, PassStream) else None
         self._loader: DataLoader[Item] = DataLoader(
             stream,
@@ -309,6 +319,7 @@ class Loader:
             persistent_workers=workers > 0 and self._length is not None,
             timeout=WORKER_TIMEOUT if workers else 0,
             worker_init_fn=_begin_worker,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def __len__(self) -> int:
@@ -316,18 +327,11 @@ class Loader:
             raise TypeError("training batches are endless")
         return self._length
 
-    @property
-    def tally(self) -> Tally:
-        """Sum over the workers, as of the last batch handed out."""
-        total = Tally()
-        for tally in self.tallies.values():
-            total.add(tally)
-        return total
-
     def __iter__(self) -> Iterator[Batch]:
         for item in self._loader:
             if isinstance(item, Failure):
                 raise ShardError(item.message)
-            worker, batch, self.tallies[worker] = item
+            batch, news = item
+            self.tally.add(news)
             self.tally.check()
             yield batch

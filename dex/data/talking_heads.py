@@ -43,7 +43,8 @@ class TalkingHeads(L.LightningDataModule):
         val_shards: the same for validation. Else `val_fraction` of the identities of `shards` (at least one) are held
             out, chosen by a hash of their names; this needs an index.json.
         mode: `pairs`: a source and `drivers` frames of the same subject, each seen by a camera of its own draw where
-            there are several. `clip`: a source and `clip_length` consecutive frames.
+            there are several. `clip`: a source and `clip_length` consecutive frames of one camera (in validation: of
+            the first).
         size: pixels a side; frames are scaled while they are decoded.
         batch_size: samples of one process (rank).
         samples_per_clip: samples taken from each opened clip, since opening is dear.
@@ -55,7 +56,9 @@ class TalkingHeads(L.LightningDataModule):
         latents: folder of the latent cache, relative to each folder of shards (`python -m data_prep.latents` writes to
             "latents" there); batches then carry the codec's latents of source and driving frames. `latent_cache` knows
             which codec's; whoever uses them checks it (`LatentCache.check_codec`).
-        epoch_batches: batches of one rank after which the shards are dealt out anew; null: once through the data.
+        epoch_batches: batches of one rank after which the shards are dealt out anew; null: as many as the clips of
+            index.json have samples (1000 where not all shards have an index). It counts every camera of a recording and
+            the identities held out: there an epoch goes over the data more than once.
 
     The order is a pure function of (seed, batch number, rank, worker): `state_dict` holds the number of batches that
     training has consumed, and a resumed run with the same world size and workers continues with the very same samples.
@@ -117,7 +120,8 @@ class TalkingHeads(L.LightningDataModule):
         if self.val_fraction and not self.val_shards:
             held_out, self._val_urls = self._hold_out(indices), self._urls
         self._keep, self._val_keep = _Split(held_out, False), _Split(held_out, bool(held_out))
-        self._clips = sum(index.clips for index in indices) if indices else None
+        indexed = sum(len(index.shards) for index in indices) == len(self._urls)
+        self._clips = sum(index.clips for index in indices) if indexed else None
 
     def _check_crops(self, indices: list[ShardIndex]) -> None:
         crops = {index.crop for index in indices}
@@ -219,7 +223,7 @@ class TalkingHeads(L.LightningDataModule):
             counts: dict[str, float] = {
                 "data/skipped": tally.skipped,
                 "data/dropped": tally.dropped,
-                "data/clips": tally.tried,
+                "data/clips": len(tally.tried),
             }
             for logger in self.trainer.loggers:
                 logger.log_metrics(counts, step=self.trainer.global_step)

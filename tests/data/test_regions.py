@@ -73,6 +73,8 @@ def test_unknown_and_outlying_landmarks() -> None:
     half = region_maps(face()[None] + [1.0, 0.0], "mediapipe_478", 64)[0]
     assert half[:, :8].max() == 0
     assert (half[:, -1] == FACE).any()
+    beside = np.stack([face() - [1.8, 0.0], face() + [1.8, 0.0]])  # the head ends 0.125 beside the picture
+    assert region_maps(beside, "mediapipe_478", 64).max() == 0
     with pytest.raises(ShardError, match="'dlib_68'"):
         region_maps(face()[None], "dlib_68", 64)
 

@@ -96,6 +96,25 @@ def test_npz_with_a_pickle_inside_is_refused() -> None:
         FrameLabels.from_npz(buffer.getvalue())
 
 
+@pytest.mark.parametrize(
+    ("place", "offset", "damage"),
+    [
+        (b"{'descr'", 1, b"'''"),  # tokenize.TokenError
+        (b"PK\x01\x02", 10, b"\x63"),  # NotImplementedError: a compression that zipfile does not know
+        (b"PK\x01\x02", 8, b"\x01"),  # RuntimeError: encrypted
+    ],
+)
+def test_damaged_labels_are_one_error(place: bytes, offset: int, damage: bytes) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **vars(labels()))
+    data = bytearray(buffer.getvalue())
+    at = data.index(place) + offset
+    data[at : at + len(damage)] = damage
+    for unreadable in (bytes(data), b""):
+        with pytest.raises(ShardError, match="labels cannot be read"):
+            FrameLabels.from_npz(unreadable)
+
+
 @pytest.mark.parametrize("key", ["", "a.b", "a b", "a/b", "é", "_é"])
 def test_a_key_that_webdataset_would_split_or_a_file_system_refuse_is_an_error(key: str) -> None:
     with pytest.raises(ShardError, match="only letters, digits"):
@@ -116,6 +135,9 @@ def test_json_of_another_schema_or_with_other_fields_is_an_error() -> None:
         ClipMeta.from_json(json.dumps({**raw, "schema": 2}))
     with pytest.raises(ShardError, match=r"\['colour', 'fps'\]"):
         ClipMeta.from_json(json.dumps({"colour": 1, **{k: v for k, v in raw.items() if k != "fps"}}))
+    for damaged in ([1], {**raw, "crop": 3}, {**raw, "crop": {"side": 1}}):
+        with pytest.raises(ShardError, match="clip"):
+            ClipMeta.from_json(json.dumps(damaged))
 
 
 def test_labels_of_different_lengths_are_an_error(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from dex.batch import Batch
 from dex.callbacks.checkpoints import Checkpoints
@@ -129,6 +130,23 @@ def test_pictures_become_float_on_the_device(one_camera: Path) -> None:
     torch.testing.assert_close(batch.driving, raw.driving.float() / 127.5 - 1)
 
 
+def test_pinned_batches_share_what_they_shared(one_camera: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page-locked memory needs a GPU: here a copy stands in for it."""
+    batch = next(iter(module(one_camera).train_dataloader()))
+    assert batch.expression_view is batch.driving
+    copies: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: copies.append(self.clone()) or copies[-1])
+    pinned, _ = pin_memory((batch, Tally()))  # what the loader does with its items
+    assert isinstance(pinned, Batch)
+    assert pinned.key == batch.key
+    assert pinned.expression_view is pinned.driving
+    for name, value in vars(batch).items():
+        if isinstance(value, torch.Tensor):
+            assert any(getattr(pinned, name) is copy for copy in copies)
+            torch.testing.assert_close(getattr(pinned, name), value, rtol=0, atol=0, equal_nan=True)
+    assert len(copies) == len({id(value) for value in vars(batch).values() if isinstance(value, torch.Tensor)})
+
+
 # ---- order -----------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +254,21 @@ def test_pipes_and_patterns_read_the_same(one_camera: Path) -> None:
     assert keys(module(braces, epoch_batches=9), 5) == whole
     assert keys(module(f"{one_camera}/*.tar", epoch_batches=9), 5) == whole
     assert keys(module([f"pipe:cat {one_camera}/{name}" for name in names], epoch_batches=9), 5) == whole
+
+
+def test_a_clip_opens_one_camera_of_its_group(two_cameras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    reader = clips_module.ClipReader
+    monkeypatch.setattr(clips_module, "ClipReader", lambda *a: opened.append(a) or reader(*a))
+    drawn = keys(module(two_cameras, mode="clip"), 6)
+    assert len(opened) == 12  # a batch of 4, two samples from each clip
+    assert {key.partition("@")[0][-1] for batch in drawn for key in batch} == {"0", "1"}
+
+
+def test_an_epoch_is_counted_only_where_all_shards_are(one_camera: Path) -> None:
+    both = [str(one_camera), f"{one_camera}/*.tar"]
+    assert module([str(one_camera)] * 2)._schedule().samples == 2 * 26
+    assert module(both)._schedule().samples == 0  # and not the folder's alone
 
 
 def test_of_many_cameras_a_few_are_drawn(tmp_path: Path) -> None:
@@ -361,6 +394,39 @@ def test_a_damaged_clip_is_skipped_and_counted(one_camera: Path, tmp_path: Path,
     training = data.train_dataloader()
     assert all("id05" not in key for batch in itertools.islice(training, 12) for key in batch.key)
     assert 1 <= training.tally.skipped <= 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_clip_counts_once_however_often_it_is_read(one_camera: Path, tmp_path: Path, workers: int) -> None:
+    training = damaged(one_camera, tmp_path / "shards", hole, (5,), workers=workers).train_dataloader()
+    for _ in itertools.islice(training, 60):  # nine times through 13 clips
+        pass
+    assert training.tally.damaged == {"group05"}
+    assert training.tally.tried == {f"group{i:02d}" for i in range(13)}
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0)])
+def test_a_batch_of_one_that_is_damaged_is_made_of_the_next(
+    one_camera: Path, tmp_path: Path, world: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = damaged(one_camera, tmp_path / "shards", hole, (5,), batch_size=1, workers=workers)
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    seen: Counter[str] = Counter()
+    for rank in range(world):
+        monkeypatch.setenv("RANK", str(rank))
+        loader = data.val_dataloader()
+        batches = [batch.key for batch in loader]
+        assert len(batches) == len(loader)
+        seen.update(key[:4] for batch in batches for key in batch)
+    assert sorted(seen) == [f"id{i:02d}" for i in range(13) if i != 5]
+    assert sorted(seen.values())[:-1] == [1] * 11
+    assert max(seen.values()) <= 2
+
+
+def test_a_pass_of_unusable_clips_is_an_error(one_camera: Path) -> None:
+    loader = module(one_camera, val_shards=str(one_camera), mode="clip", clip_length=50, batch_size=1).val_dataloader()
+    with pytest.raises(ShardError, match=r"no validation clip of rank 0 is of use.* 40 frames, need 51"):
+        list(loader)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,11 +20,13 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from data_prep import pool
-from data_prep.__main__ import main
+from data_prep import filters, pool
+from data_prep.__main__ import _merge, main
 from data_prep.layouts import Source
+from data_prep.pipeline import Record
+from data_prep.report import write as write_report
 from data_prep.settings import Settings
-from dex.data.shards import FrameLabels, ShardIndex, StoredClip, packed_clips
+from dex.data.shards import FrameLabels, ShardError, ShardIndex, StoredClip, packed_clips
 from dex.faces.pose_labels import rigidity, yaw_pitch
 from dex.video import ClipReader, count_frames, iter_frames
 from tests.data_prep.made_videos import scene, write_sound, write_video
@@ -154,6 +157,36 @@ def test_parts_merge_into_the_single_run(prepared: Path, few: Path, weights_dir:
     code, _, errors = run("merge", *parts, tmp_path, "--out", tmp_path / "more", weights=weights_dir)
     assert code == 1
     assert "not finished" in errors
+
+
+def finished_part(folder: Path, part: str, **settings: object) -> Path:
+    """A part that found no video in its one file."""
+    folder.mkdir()
+    records = [Record(f"{folder.name}.mp4", filters.UNREADABLE, "no picture")]
+    write_report(folder, records, {**asdict(Settings(**settings)), "layout": "folder", "part": part})
+    return folder
+
+
+def test_merge_refuses_other_settings_and_missing_parts(tmp_path: Path, capsys: pytest.CaptureFixture):
+    one, two, four = (finished_part(tmp_path / f"part{i}", f"{i}/4") for i in (1, 2, 4))
+    other = finished_part(tmp_path / "other", "3/4", size=256)
+    both = finished_part(tmp_path / "both", "1/2 + 2/2")  # merged itself
+    again = finished_part(tmp_path / "again", "2/2")
+
+    def refused(*parts: Path, more: tuple[str, ...] = ()) -> str:
+        with pytest.raises(ShardError) as caught:
+            _merge([*map(str, parts), "--out", str(tmp_path / "out"), *more])
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert f"{other}: prepared with size 256, not 512 as {one}. " in refused(one, two, other, four)
+    assert "1 of 4 parts are missing: 3. " in refused(one, two, four)
+    assert "2 of 4 parts are missing: 1, 3. " in refused(both, two, four)
+    assert "1 of 2 parts are missing: 1. " in refused(both, again)
+    assert not (tmp_path / "out").exists()
+    assert "no clip was accepted from 3 files; " in refused(one, two, four, more=("--incomplete",))
+    assert "no picture" in capsys.readouterr().err
+    assert set(report(tmp_path / "out")) == {"part1.mp4", "part2.mp4", "part4.mp4"}
 
 
 def test_kill_and_second_start(prepared: Path, few: Path, weights_dir: Path, tmp_path: Path):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from data_prep.latents import main
 from dex.animator.codec import load_codec
 from dex.batch import Batch
 from dex.data.latents import LatentCache
-from dex.data.shards import ShardError, ShardIndex, packed_clips
+from dex.data.shards import ShardError, ShardIndex, packed_clips, write_shards
 from dex.data.talking_heads import TalkingHeads
 from tests.data.shards_for_tests import make_shards
 
@@ -49,7 +49,7 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def data(shards: Path, **arguments: object) -> TalkingHeads:
+def data(shards: Path | str, **arguments: object) -> TalkingHeads:
     defaults = {"size": SIZE, "batch_size": 3, "workers": 0, "shuffle": 4, "clip_length": 8, "latents": "latents"}
     made = TalkingHeads(str(shards), **{**defaults, **arguments})
     made.setup()
@@ -183,6 +183,39 @@ def test_a_damaged_clip_is_left_out(shards: Path, capsys: pytest.CaptureFixture[
     for batch in batches(data(shards, mode="clip")):
         assert torch.equal(batch.driving_latent[:, 0], load_codec(CODEC).encode(batch.driving[:, 0]))
     assert all(np.isfinite(latents).all() and len(latents) == FRAMES for latents in held.values())
+
+
+def test_only_latents_of_shards_that_are_gone_are_removed(shards: Path) -> None:
+    assert run(shards, "--codec", CODEC) == 0
+    first, second = sorted(states(shards / "latents"))[:2]
+    (shards / "latents" / first).rename(shards / "latents" / "train-000099.safetensors")
+    save_file({"weight": np.zeros(3)}, shards / "latents" / "decoder.safetensors")
+    assert run(shards, "--codec", CODEC) == 0
+    assert {first, second, "decoder.safetensors"} <= set(states(shards / "latents"))
+    assert "train-000099.safetensors" not in states(shards / "latents")
+
+
+def test_two_folders_of_shards_may_share_one_of_latents(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither takes away what is the other's: shards of other names stand beside them, of the same name are refused."""
+    shared = tmp_path / "latents"
+    for split in ("test", "val"):
+        write_shards(list(packed_clips(shards)), tmp_path / split, split)
+        assert run(tmp_path / split, "--codec", CODEC, "--out", shared) == 0
+    made = states(shared)
+    assert set(made) == {"test-000000.safetensors", "val-000000.safetensors"}
+    write_shards(list(packed_clips(shards))[:4], tmp_path / "other", "val")
+    assert run(tmp_path / "other", "--codec", CODEC, "--out", shared) == 1
+    assert "val-000000.safetensors: made from another val-000000.tar" in capsys.readouterr().err
+    assert states(shared) == made
+
+
+def test_shards_may_be_named_in_any_way(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(shards, "--codec", CODEC) == 0
+    monkeypatch.chdir(shards.parent)
+    last = len(ShardIndex.load(shards).shards) - 1
+    assert batches(data(f"./shards/train-{{000000..{last:06d}}}.tar"))[0].driving_latent is not None
 
 
 # ---- mismatches ------------------------------------------------------------------------------------------------------

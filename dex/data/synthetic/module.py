@@ -20,9 +20,7 @@ from dex.data.synthetic.controls import ExpressionsName, sample_some
 from dex.data.synthetic.head import Head, make_head
 from dex.data.synthetic.motion import FramingName, crop_contract, sample_pose
 from dex.data.synthetic.render import render
-
-# Identity seeds of training and of validation never meet.
-_TRAIN_IDENTITIES, _VAL_IDENTITIES = 0, 2**30
+from dex.data.synthetic.splits import SPLITS
 
 
 class SyntheticBatches(Dataset[Batch]):
@@ -152,7 +150,7 @@ class SyntheticHeads(L.LightningDataModule):
             self.batch_size,
             self.drivers,
             self.seed,
-            first_identity=_TRAIN_IDENTITIES,
+            first_identity=SPLITS["train"][0],
             identities=self.identities,
             second_view=self.second_view,
             framing=self.framing,
@@ -167,7 +165,7 @@ class SyntheticHeads(L.LightningDataModule):
             self.batch_size,
             self.drivers,
             seed=0,
-            first_identity=_VAL_IDENTITIES,
+            first_identity=SPLITS["val"][0],
             identities=self.val_identities,
             swap=True,
             framing=self.framing,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dex.data.shards import ClipMeta, FrameLabels, ShardIndex, stage_clip, staged_clips, write_shards
+from dex.data.shards import ClipMeta, FrameLabels, ShardIndex, packed_clips, stage_clip, staged_clips, write_shards
 from dex.data.synthetic.blendshapes import BLENDSHAPES
 from dex.data.synthetic.head import make_head, parameters_hash
 from dex.data.synthetic.landmarks import LANDMARK_GROUPS, landmarks
@@ -53,14 +53,17 @@ class Plan:
     def frames(self) -> int:
         return round(self.seconds * FPS)
 
+    def head_seed(self, take: int) -> int:
+        """Of the head that a take shows."""
+        return identity_seed(self.split, self.seed * 1_000_000 + take % (self.identities or self.clips))
+
     def key(self, take: int, view: int) -> str:
         return f"synthetic-{self.split}-s{self.seed}-{take:06d}-c{view}"
 
 
 def write_take(plan: Plan, folder: Path, take: int) -> int:
     """Draw and stage the clips of one take that are not there yet; returns the number of frames drawn."""
-    number = take % (plan.identities or plan.clips)
-    head = make_head(identity_seed(plan.split, plan.seed * 1_000_000 + number))
+    head = make_head(plan.head_seed(take))
     rng = np.random.default_rng([plan.seed, list(SPLITS).index(plan.split), take])
     track, expression = motion_track(rng, plan.frames, FPS)
     poses = [track] + [view_of(rng, track) for _ in range(plan.views - 1)]
@@ -111,19 +114,22 @@ def write(plan: Plan, out: Path, workers: int = 1) -> ShardIndex:
     """
     if workers < 1:
         raise ValueError(f"workers {workers}: need at least 1.")
-    if (out / "index.json").is_file():
-        return finished(plan, out)
     digest = hashlib.sha256(json.dumps(asdict(plan)).encode()).hexdigest()[:12]
     folder = out / f".staging-{digest}"
+    index = finished(plan, out) if (out / "index.json").is_file() else _drawn(plan, out, folder, workers)
+    shutil.rmtree(folder, ignore_errors=True)  # also that of a run which was killed when its shards stood
+    return index
+
+
+def _drawn(plan: Plan, out: Path, folder: Path, workers: int) -> ShardIndex:
+    """Draws and packs what a plan has, by way of loose clips in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     frames = plan.clips * plan.views * plan.frames
     with tqdm(total=frames, unit="frame", smoothing=0.1, desc=str(out)) as bar:
         for take, drawn in enumerate(drawn_frames(plan, folder, workers)):
             bar.update(plan.views * plan.frames)
             bar.set_postfix(take=take + 1, drawn=drawn, refresh=False)
-    index = write_shards(staged_clips(folder), out, plan.split)
-    shutil.rmtree(folder)
-    return index
+    return write_shards(staged_clips(folder), out, plan.split)
 
 
 def drawn_frames(plan: Plan, folder: Path, workers: int) -> Iterator[int]:
@@ -147,9 +153,11 @@ class _Job:
 def finished(plan: Plan, out: Path) -> ShardIndex:
     """The index in `out`, if it is what the plan would write; ValueError where it holds something else."""
     index = ShardIndex.load(out)
-    wanted = (plan.clips * plan.views, plan.clips * plan.views * plan.frames, plan.size)
-    if (index.clips, index.frames, index.crop.size) != wanted or index.crop.rule != "synthetic.v1":
+    takes = [(take, view) for take in range(plan.clips) for view in range(plan.views)]
+    wanted = {(plan.key(take, view), f"synthetic-{plan.head_seed(take)}", plan.frames) for take, view in takes}
+    metas = (clip.meta for clip in packed_clips(out))
+    if index.crop != crop_contract(plan.size) or wanted != {(meta.key, meta.identity, meta.frames) for meta in metas}:
         raise ValueError(
-            f"{out}: holds other shards ({index.clips} clips). Choose another --out, or remove that folder."
+            f"{out}: its {index.clips} clips are not those of {plan}. Choose another --out, or remove that folder."
         )
     return index

@@ -1,5 +1,7 @@
 """The command line writes shards of the common schema, with exact labels, and goes on after an interruption."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,6 +71,25 @@ def test_a_killed_run_goes_on(tmp_path, shards, monkeypatch):
     index = write(plan, tmp_path / "out")
     assert drawn == [30, 0, 0, 30]  # the first take was there already
     assert index.shards[0].sha256 == next(iter(write(plan, shards).shards)).sha256  # the same bytes as without a break
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"split": "val"}, {"identities": 1}, {"clips": 4, "views": 1}])
+def test_shards_of_another_plan_are_no_success(shards, other):
+    """Two clips of two views: the others have as many clips and frames of the same size."""
+    same = Plan(clips=2, size=64, seconds=0.6, views=2)
+    assert write(same, shards).clips == 4
+    with pytest.raises(ValueError, match=r"its 4 clips are not those of Plan\("):
+        write(replace(same, **other), shards)
+
+
+def test_what_a_kill_left_beside_finished_shards_is_removed(tmp_path, monkeypatch):
+    """Killed between the index and the removal of the loose clips."""
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    write(plan := Plan(clips=1, size=32, seconds=0.1), tmp_path)
+    monkeypatch.undo()
+    assert list(tmp_path.glob(".staging-*/*.json"))
+    write(plan, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "train-000000.tar"]
 
 
 def test_errors_are_one_line(tmp_path, shards, capsys):
