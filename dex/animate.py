@@ -12,7 +12,7 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-from dex.animation.backends import load_backend
+from dex.animation.backends import MotionBackend, load_backend, refuse
 from dex.animation.footage import open_footage
 from dex.animation.poses import PoseEdit
 from dex.animation.reenact import Request, Result, reenact
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--backend", choices=("motion", "diffusion"), help="motion: stage 1's generator, fast (default: what DIR holds)"
     )
-    add("--seed", type=int, default=0, metavar="N", help="of the diffusion's noise (default: 0)")
+    add("--seed", type=int, metavar="N", help="of the diffusion's noise (default: 0)")
     add(
         "--steps",
         type=int,
@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--face", type=_face, metavar="WHICH", help="of several faces: largest, left, or a number from the left, from 0"
     )
-    add("--no-crop", dest="crop", action="store_false", help="sources and drivers are already cut around the face")
+    add("--no-crop", action="store_true", help="sources and drivers are already cut around the face")
     add("--paste-back", action="store_true", help="put the animated face back into the whole source picture")
     return parser
 
@@ -139,14 +139,17 @@ def animate(options: argparse.Namespace) -> None:
         raise ValueError(f"--{' and --'.join(missing)} missing; --demo needs neither")
     pose, expression = assign(options, moving_source=not open_footage(options.source).still)
     backend = load_backend(
-        options.checkpoint, options.backend, options.size, options.seed, options.steps, options.guidance
+        options.checkpoint, options.backend, options.size, options.seed or 0, options.steps, options.guidance
     )
+    if options.seed is not None and isinstance(backend, MotionBackend):
+        refuse(["seed"])
     request = Request(
         options.source,
         pose,
         expression,
         edit=options.pose,
-        **{name: getattr(options, name) for name in ("absolute", "out", "fps", "size", "crop", "face", "paste_back")},
+        crop=not options.no_crop,
+        **{name: getattr(options, name) for name in ("absolute", "out", "fps", "size", "face", "paste_back")},
     )
     tell(reenact(request, backend, warn))
 

@@ -42,14 +42,32 @@ def complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
 
 
+def newest(folder: Path) -> Path | None:
+    """The checkpoint at which a run goes on; None in a new one.
+
+    It is where `last` points to. There is no such link yet after a kill between the first checkpoint and it, nor in a
+    copy that leaves links out; the newest checkpoint is the right one then. A link that points nowhere is a person's
+    doing, and so is the choice: raises `CheckpointError`.
+    """
+    last, there = folder / LAST, complete(folder)
+    if last.exists():
+        return last.resolve()
+    if last.is_symlink() and there:
+        raise CheckpointError(
+            f"{last} points to {last.readlink()}, which is not there. Let it point to one that is: "
+            f"ln -sfn {there[-1].name} {last}"
+        )
+    return there[-1] if there else None
+
+
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
 def save(trainer: L.Trainer, path: Path, settings: Mapping[str, Any]) -> None:
     """Writes the checkpoint `path` and points `last` beside it there; every rank must call it.
 
-    It holds the module's state_dict (weights and moving average), the optimisers' state, Lightning's loops, the scaler,
-    the callbacks' and the datamodule's state, every rank's random state, and `settings`. Raises `OSError` on every rank
+    It holds the module's state_dict (weights and moving average), the optimisers' state, Lightning's loops, the
+    callbacks' and the datamodule's state, every rank's random state, and `settings`. Raises `OSError` on every rank
     where one of them cannot write; what was there before is then left as it was.
     """
     unfinished = hidden(path)
@@ -90,11 +108,13 @@ def hidden(path: Path) -> Path:
 
 
 def point_to(path: Path) -> None:
-    """Moves the link `last` in one step."""
-    new = path.with_name(f".{LAST}.new")
+    """Moves the link `last` in one step; where a copy has made a folder of it, that goes first."""
+    last, new = path.with_name(LAST), path.with_name(f".{LAST}.new")
     new.unlink(missing_ok=True)
     new.symlink_to(path.name)
-    new.replace(path.with_name(LAST))
+    if last.is_dir() and not last.is_symlink():
+        remove(last)
+    new.replace(last)
 
 
 def remove(path: Path) -> None:
@@ -139,7 +159,6 @@ def rest(trainer: L.Trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
         "settings": dict(settings),
         "module": said,
         "loops": loops(trainer),
-        "precision": trainer.precision_plugin.state_dict(),
         "callbacks": {callback.state_key: state for callback, state in callback_states(trainer)},
         "data": datamodule.state_dict() if datamodule else {},
         "random": states,
@@ -236,7 +255,6 @@ def load(trainer: L.Trainer, path: Path) -> None:
         reader = dcp.HuggingFaceStorageReader(str(path))
         dcp.load(into, storage_reader=reader, no_dist=not dist.is_initialized())
     trainer.fit_loop.load_state_dict(state["loops"])
-    trainer.precision_plugin.load_state_dict(state["precision"])
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback.state_key in state["callbacks"]:
             callback.load_state_dict(state["callbacks"][callback.state_key])

@@ -63,9 +63,8 @@ class FitCLI(LightningCLI):
 
     @property
     def newest(self) -> Path | None:
-        """The checkpoint at which the run goes on; None in a new run."""
-        last = self.folder / "checkpoints" / checkpoint.LAST
-        return last.resolve() if last.exists() else None
+        """The checkpoint at which the run goes on; None in a new run. Raises `CheckpointError`."""
+        return checkpoint.newest(self.folder / "checkpoints")
 
     def before_instantiate_classes(self) -> None:
         if not self.config.checkpoint.folder:
@@ -119,9 +118,8 @@ def fit(cli: FitCLI) -> None:
     started = time.perf_counter()
     cli.trainer.fit(cli.model, cli.datamodule)
     seconds = time.perf_counter() - started
-    if cli.trainer.interrupted:
-        sys.exit(f"interrupted at step {cli.trainer.global_step}; the same command continues the run")
-    figures = cli.trainer.validate(cli.model, cli.datamodule, verbose=False)[0]
+    validated = cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
+    figures = validated[0] if validated else {}
     if cli.trainer.is_global_zero:
         result = {
             "step": cli.trainer.global_step,
@@ -130,7 +128,7 @@ def fit(cli: FitCLI) -> None:
             **figures,
         }
         write_atomic(cli.folder / "result.json", json.dumps(result, indent=1).encode())
-        print(cli.model.report(figures))
+        print(cli.model.report(figures) if figures else "Nothing was validated: no data or no batches for it.")
         print(f"\n{seconds:.0f} s of training. Curves and pictures: tensorboard --logdir {cli.folder}")
 
 

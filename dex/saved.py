@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 SCHEMA = 1
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 class ExportError(ValueError):
@@ -64,6 +65,22 @@ def read(folder: Path, name: str) -> Saved:
         return Saved(content, load_file(folder / name))
     except (json.JSONDecodeError, AttributeError, KeyError, SafetensorError) as error:
         raise ExportError(f"{folder}: cannot be read ({error!r}). Export the run again.") from error
+
+
+def build(kind: Callable[[dict[str, Any]], Network], saved: Saved, folder: Path) -> Network:
+    """`kind` made of the `network` in config.json, with the weights, frozen and in evaluation mode.
+
+    Raises `ExportError` where it knows no such network, as when another version of dex wrote it, or the weights differ.
+    """
+    try:
+        network = kind(saved.content["network"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"{folder / 'config.json'}: its network is none of this version of dex ({error}). "
+            "Export the run again, or use the version that wrote it."
+        ) from error
+    load_exactly(network, saved.state, folder)
+    return network.requires_grad_(False).eval()
 
 
 def load_exactly(module: torch.nn.Module, state: dict[str, Tensor], folder: Path) -> None:

@@ -38,7 +38,7 @@ def rate_factor(step: int, warmup_steps: int, decay_steps: int) -> float:
 
 
 def remember_rates(optimizer: torch.optim.Optimizer) -> None:
-    """What `scale_rates` multiplies; part of the optimizer's state, and so of a checkpoint."""
+    """What `scale_rates` multiplies: this process's own settings, since a checkpoint holds no parameter groups."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
 
@@ -74,14 +74,30 @@ def training_device(module: L.LightningModule) -> torch.device:
     return module.device if module._trainer is None else module.trainer.strategy.root_device
 
 
+def check_unscaled(module: L.LightningModule) -> None:
+    """Raises `ValueError` for a precision that scales gradients: they are clipped as they are here, and not every
+    optimiser passes through Lightning, which would take the scale off again."""
+    precision = module.trainer.precision_plugin
+    if getattr(precision, "scaler", None) is not None:
+        raise ValueError(
+            f"trainer.precision is {precision.precision}: it scales gradients, which training here clips and applies "
+            "as they are; set trainer.precision to bf16-mixed or 32"
+        )
+
+
 def check_finite(module: L.LightningModule, terms: Mapping[str, Tensor], batch: Batch) -> None:
-    """Raises `NonFiniteLossError` naming the losses and samples, after saving the batch beside the logs."""
+    """Raises `NonFiniteLossError` naming the losses and samples, after saving the batch in the run's folder.
+
+    Nothing in it may wait for other ranks: a loss is often bad on one alone.
+    """
     values = torch.stack([term.detach().float() for term in terms.values()])
     if torch.isfinite(values).all():
         return
     step, trainer = module.global_step, module.trainer
     bad = [name for name, finite in zip(terms, torch.isfinite(values).tolist(), strict=True) if not finite]
-    path = save_batch(batch, Path(trainer.log_dir or trainer.default_root_dir), step)
+    rank = f"-rank-{trainer.global_rank}" if trainer.world_size > 1 else ""
+    path = Path(trainer.default_root_dir) / f"nonfinite-step-{step}{rank}.safetensors"
+    save_batch(batch, path)
     raise NonFiniteLossError(
         f"step {step}: loss {', '.join(bad)} is not finite. The batch is saved in {path}; "
         f"its samples: {', '.join(batch.key)}. Lower optimisation.learning_rate, set optimisation.clip_norm, "
@@ -89,16 +105,19 @@ def check_finite(module: L.LightningModule, terms: Mapping[str, Tensor], batch: 
     )
 
 
+def of_data(module: L.LightningModule, name: str) -> Any:
+    """What the training's datamodule has by that name; None where it has nothing, or there is no datamodule."""
+    return getattr(getattr(module._trainer, "datamodule", None), name, None)
+
+
 def crop_contract(module: L.LightningModule) -> dict[str, Any] | None:
     """How the pictures of this training were cut, as plain values; None where its data does not say."""
-    crop = getattr(getattr(module.trainer, "datamodule", None), "crop", None)
+    crop = of_data(module, "crop")
     return crop and dataclasses.asdict(crop)
 
 
-def save_batch(batch: Batch, folder: Path, step: int) -> Path:
+def save_batch(batch: Batch, path: Path) -> None:
     """Writes a batch's tensors for study, as safetensors with its keys in the header."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"nonfinite-step-{step}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in vars(batch).items() if torch.is_tensor(value)}
     save_file(tensors, path, metadata={"keys": json.dumps(batch.key)})
-    return path

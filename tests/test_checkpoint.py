@@ -3,8 +3,11 @@
 import dataclasses
 import random
 import resource
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 import torch
 
 from dex import checkpoint
-from dex.callbacks.checkpoints import Checkpoints
+from dex.callbacks.checkpoints import SIGNALS, Checkpoints, Preempted
 from dex.checkpoint import CheckpointError
 from tests.motion.conftest import TINY, tiny_data, tiny_trainer
 
@@ -99,6 +102,70 @@ train(Path({str(tmp_path)!r}), 6)
     assert {"step-0000004", "step-0000006"} <= set(names(tmp_path))
     for name, tensor in undisturbed.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0)
+
+
+def test_a_run_goes_on_where_last_points_to_or_without_it_at_the_newest(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "none") is None
+    train(tmp_path, 4)
+    last = tmp_path / "last"
+    last.unlink()
+    last.symlink_to("step-0000002")
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-0000002"
+    last.unlink()  # as a kill between the first checkpoint and its link leaves it
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-0000004"
+    last.symlink_to("step-0000006")
+    with pytest.raises(CheckpointError, match=r"last points to step-0000006, .*: ln -sfn step-0000004 .*last"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_folder_in_the_links_place_makes_way_for_it(tmp_path: Path) -> None:
+    """As a copy that follows links leaves it."""
+    train(tmp_path, 2)
+    last = tmp_path / "last"
+    last.unlink()
+    shutil.copytree(tmp_path / "step-0000002", last)
+    train(tmp_path, 4, keep=1, resume=checkpoint.newest(tmp_path))
+    assert names(tmp_path) == ["last", "step-0000004"]
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-0000004"
+
+
+def test_later_steps_do_not_displace_the_one_just_written(tmp_path: Path) -> None:
+    train(tmp_path, 4)
+    (tmp_path / "last").unlink()
+    (tmp_path / "last").symlink_to("step-0000002")
+    train(tmp_path, 3, keep=1, resume=checkpoint.newest(tmp_path))
+    assert names(tmp_path) == ["last", "step-0000003", "step-0000004"]
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-0000003"
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    """Those of the tests come back."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell's background ignores it
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+class CtrlC(L.Callback):
+    """In step 3."""
+
+    def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.checkpoint_callback.listen()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # a second one ends at once
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_ctrl_c_saves_and_ends(tmp_path: Path) -> None:
+    with pytest.raises(Preempted, match="SIGINT at step 3") as ended:
+        train(tmp_path, 6, CtrlC())
+    assert ended.value.signum == signal.SIGINT
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-0000003"
 
 
 class Logged(L.Callback):

@@ -118,6 +118,13 @@ def test_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
     assert "batch_size 1 → 2" in other.stderr
 
 
+def test_a_run_without_validation_ends_with_a_result(tmp_path: Path) -> None:
+    ended = command(*small_quickstart(tmp_path / "run", steps=2), "--trainer.limit_val_batches=0")
+    assert ended.returncode == 0, ended.stderr
+    assert "Nothing was validated" in ended.stdout
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

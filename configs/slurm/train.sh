@@ -2,7 +2,8 @@
 # Slurm signals this script (--signal=B:USR1@…) ahead of the time limit or of preemption. It repeats the signal to the
 # tasks until they have ended, since one that comes while Python still imports is ignored; they save together between
 # two batches and ask with status 75 for a second start, which continues the run. So do a lost node and a task that was
-# killed (status above 128, but for 143: scancel), at most DEX_RETRIES times. A mistake (status 1) ends the job.
+# killed (status above 128, but for 130 and 143: a person's SIGINT or scancel), at most DEX_RETRIES times. A mistake
+# (status 1) ends the job.
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the folder of the project}" || exit 1
 
@@ -25,7 +26,8 @@ wait "$tasks"
 status=$?
 
 if [ "$status" = 75 ] ||
-    { [ "$status" -gt 128 ] && [ "$status" != 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${DEX_RETRIES:-3}" ]; }; then
+    { [ "$status" -gt 128 ] && [ "$status" != 130 ] && [ "$status" != 143 ] &&
+        [ "${SLURM_RESTART_COUNT:-0}" -lt "${DEX_RETRIES:-3}" ]; }; then
     echo "status $status after start $((${SLURM_RESTART_COUNT:-0} + 1)): requeued"
     scontrol requeue "$SLURM_JOB_ID"
     exit 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -103,9 +103,14 @@ def load_backend(
 
         return DiffusionBackend(folder, {"seed": seed, **given}, size)
     if given:
-        named = ", ".join(f"--{'guidance' if name == 'scale' else name}" for name in given)
-        raise ValueError(f"{named}: of the diffusion backend only, this checkpoint is of the motion one")
+        refuse(["guidance" if name == "scale" else name for name in given])
     return MotionBackend(folder)
+
+
+def refuse(options: Iterable[str]) -> NoReturn:
+    """Raises `ValueError` for options that mean nothing to the motion backend."""
+    named = ", ".join(f"--{name}" for name in options)
+    raise ValueError(f"{named}: of the diffusion backend only, this checkpoint is of the motion one")
 
 
 def device() -> torch.device:

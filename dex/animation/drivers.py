@@ -61,7 +61,7 @@ class MotionDriver:
     def __init__(self, path: Path, motion: Motion, fps: Fraction) -> None:
         self._motion, self._fps = motion, fps
         self.name = path.name.removesuffix(SUFFIX).removesuffix(".safetensors")
-        self.still = len(motion.pose) == 1
+        self.still = motion.still
         self.count = round(len(motion.pose) / motion.fps * fps)
         self.sound: Path | None = None
 

@@ -17,6 +17,7 @@ from dex.resample import Instant, resample
 from dex.video import VideoError, iter_frames, probe
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+PAGES = ("MPO", "TIFF")  # kinds of picture whose further ones are views and pages, no animation; a phone writes MPO
 FOLDER_FPS = Fraction(25)
 
 
@@ -78,6 +79,8 @@ def read_picture(path: Path) -> Shaped[np.ndarray, "H W 3"]:
     try:
         with Image.open(path) as file:
             picture: Image.Image = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I;16"):  # which PIL would cut at 255, not scale
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -89,7 +92,9 @@ def read_picture(path: Path) -> Shaped[np.ndarray, "H W 3"]:
 def _is_picture(path: Path) -> bool:
     try:
         with Image.open(path) as file:
-            return getattr(file, "n_frames", 1) == 1  # more: an animation, which is a video
+            return getattr(file, "n_frames", 1) == 1 or file.format in PAGES  # else an animation, which is a video
+    except Image.DecompressionBombError:
+        return True  # `read_picture` says that it is too large
     except UnidentifiedImageError:
         return path.suffix.lower() in PICTURES  # a damaged one
 

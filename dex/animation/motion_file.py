@@ -40,6 +40,11 @@ class Motion:
     encoders: str
     provenance: dict[str, Any]
 
+    @property
+    def still(self) -> bool:
+        """One moment, which holds for ever."""
+        return len(self.pose) == 1
+
     def save(self, path: Path) -> None:
         """The same motion gives the same bytes."""
         header = {

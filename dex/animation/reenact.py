@@ -167,7 +167,8 @@ def _rate(request: Request, source: Footage, inputs: dict[Path, Footage | Motion
     if request.fps is not None:
         return request.fps
     driving = [inputs[path] for path in (request.expression, request.pose) if path is not None]
-    rates = [given.fps if isinstance(given, Motion) else given.native_fps for given in (*driving, source)]
+    moving = [given for given in (*driving, source) if not given.still]
+    rates = [given.fps if isinstance(given, Motion) else given.native_fps for given in moving]
     return next((rate for rate in rates if rate is not None), _DEFAULT_FPS)
 
 

@@ -110,7 +110,7 @@ def sample(
     `driving` is read as needed, one window (or batch of windows) and one frame ahead. The source is encoded once.
     Raises `ValueError` for an unknown or unfit scheduler at once, and for no driving frame at the first frame.
     """
-    make_scheduler(settings, schedule)
+    _check_step(make_scheduler(settings, schedule), settings.scheduler)
     return _Video(network, source_latent, source_pose, settings, schedule, temporal).frames(driving)
 
 
@@ -131,7 +131,7 @@ def make_scheduler(
     try:
         known = set(inspect.signature(kind.__init__).parameters)
         asked = inspect.signature(kind.step).parameters.values()
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, TypeError):  # of diffusers' stand-ins
         raise ValueError(f"scheduler {name}: needs a package that is not installed; take DDIMScheduler") from None
     required = {p.name for p in asked if p.default is p.empty} - {"self", "args", "kwargs"}
     if not known >= _NEEDED or required != {"model_output", "timestep", "sample"}:
@@ -139,7 +139,7 @@ def make_scheduler(
     if "noise_sampler_seed" in known:
         raise ValueError(
             f"scheduler {name}: draws its noise for a whole batch, so that a frame would depend on its window; "
-            "take EulerAncestralDiscreteScheduler"
+            "take DDIMScheduler"
         )
     if schedule.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
         raise ValueError(f"scheduler {name}: cannot begin at noise alone, as this checkpoint asks; take DDIMScheduler")
@@ -150,6 +150,16 @@ def make_scheduler(
     if scheduler.timesteps[0] < scheduler.timesteps[-1]:
         raise ValueError(f"scheduler {name}: goes from picture to noise; take DDIMScheduler")
     return scheduler
+
+
+def _check_step(scheduler: Any, name: str) -> None:
+    """Raises `ValueError` where it knows no step from what the network predicts: some say so only when they take it."""
+    z = torch.zeros(1, 1, 1, 1)
+    try:
+        scheduler.step(z, scheduler.timesteps[0], z, **_noise(scheduler, [_generator(0, 0)]))
+    except (NotImplementedError, ValueError):
+        prediction = scheduler.config.prediction_type
+        raise ValueError(f"scheduler {name}: cannot step by a prediction of {prediction}; take DDIMScheduler") from None
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------
@@ -216,7 +226,7 @@ class _Video:
         conditions = self._conditions(stretch.motions, windows, reference)
         scheduler = make_scheduler(settings, self.schedule, device)  # anew: it remembers the steps before
         generators = [_generator(settings.seed, stretch.first + int(i)) for i in windows.flat]
-        noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        noise = _noise(scheduler, generators)
         shape = (windows.size, *self.source_latent.shape)
         z = randn_tensor(shape, generator=generators, device=device).unflatten(0, windows.shape)
         z = z * scheduler.init_noise_sigma
@@ -283,6 +293,11 @@ def _joined(
         before = window[len(window) - overlap :]
         windows.append(window)
     return torch.stack(windows)
+
+
+def _noise(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
+    """What a step is told of the noise that it adds; nothing where it adds none."""
+    return {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
 
 def _generator(seed: int, frame: int) -> torch.Generator:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dex.animator.config import AnimatorConfig
 from dex.animator.unet import AnimatorUNet
-from dex.saved import ExportError, load_exactly, read, write
+from dex.saved import build, read, write
 
 WEIGHTS = "animator.safetensors"
 
@@ -30,10 +30,5 @@ def load_animator(folder: Path) -> tuple[AnimatorUNet, dict[str, Any]]:
     Raises `ExportError`.
     """
     saved = read(folder, WEIGHTS)
-    try:
-        network = AnimatorUNet(AnimatorConfig.from_dict(saved.content["network"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ExportError(f"{folder / 'config.json'}: no animator's ({error}). Export the run again.") from error
-    load_exactly(network, saved.state, folder)
-    network.to(next(iter(saved.state.values())).dtype)
-    return network.requires_grad_(False).eval(), saved.content
+    network = build(lambda content: AnimatorUNet(AnimatorConfig.from_dict(content)), saved, folder)
+    return network.to(next(iter(saved.state.values())).dtype), saved.content

@@ -39,9 +39,11 @@ from dex.sharding import check_whole, fewest, shard
 from dex.speed import compile_blocks, to_channels_last
 from dex.training import (
     check_finite,
+    check_unscaled,
     clip_gradient,
     crop_contract,
     known_poses,
+    of_data,
     rate_factor,
     remember_rates,
     scale_rates,
@@ -246,15 +248,17 @@ class Animator(L.LightningModule):
         shard(self, [self.network.reference])
 
     def on_fit_start(self) -> None:
-        """Raises the cache's error where its latents are another codec's, and `ValueError` for accumulated gradients:
-        noise, callbacks and checkpoints go by optimiser steps, and would be the same for every batch of one."""
+        """Raises the cache's error where its latents are another codec's, and `ValueError` for a precision that scales
+        gradients, and for accumulated ones: noise, callbacks and checkpoints go by optimiser steps, and would be the
+        same for every batch of one."""
+        check_unscaled(self)
         if self.trainer.accumulate_grad_batches > 1:
             raise ValueError(
                 f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, need 1: every batch of a "
                 "step would get the same noise; raise data.batch_size, with optimisation.gradient_checkpointing where "
                 "memory is short, or train on more devices"
             )
-        cache = getattr(getattr(self.trainer, "datamodule", None), "latent_cache", None)
+        cache = of_data(self, "latent_cache")
         if cache is not None:
             cache.check_codec(self.codec.name, self.codec.hash)
 
@@ -466,7 +470,7 @@ class Animator(L.LightningModule):
     def reenact(self, source: Float[Tensor, "n c h w"], told: Conditions) -> Float[Tensor, "n K 3 H W"]:
         """Î of the first n samples by the moving average, drawn by the sampler; pictures in [-1, 1]."""
         assert told.expression is not None
-        temporal = self.phase == "video" or self.start is not None  # elsewhere it adds nothing
+        temporal = self.phase == "video"  # as in training: the image phase's frames do not follow each other
         made = []
         with self.averaged() as network:
             for i, latent in enumerate(source):
@@ -525,7 +529,7 @@ class Animator(L.LightningModule):
             "phase": self.phase,
             "schedule": self.schedule,
             "sampler": {key: value for key, value in dataclasses.asdict(self.sampler).items() if key != "seed"},
-            "size": getattr(getattr(self.trainer, "datamodule", None), "size", None),
+            "size": of_data(self, "size"),
             "crop": crop_contract(self),
         }
 

@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from dex import checkpoint
 from dex.batch import Batch
 
-# What Slurm's --signal sends ahead of a time limit or preemption, and what `scancel` and most others send.
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# What Slurm's --signal sends ahead of a time limit or preemption, what `scancel` and most others send, and Ctrl-C.
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(Exception):  # noqa: N818  # no error
@@ -64,10 +64,13 @@ class Checkpoints(Checkpoint):
     def listen(self) -> None:
         """From now on the signals are only remembered."""
         for signum in SIGNALS:
-            signal.signal(signum, self.remember)
+            if (signum, signal.getsignal(signum)) != (signal.SIGINT, signal.SIG_IGN):  # in a shell's background
+                signal.signal(signum, self.remember)
 
     def remember(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
+        if signum == signal.SIGINT:
+            signal.signal(signum, signal.SIG_DFL)  # a second Ctrl-C ends at once
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.resume is not None:
@@ -97,10 +100,11 @@ class Checkpoints(Checkpoint):
         if trainer.world_size > 1:
             if step % self.agree_every_n_steps:
                 return None
-            if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            on_any = trainer.strategy.reduce_boolean_decision
+            received = self.received  # it may change between the questions
+            if not on_any(received is not None, all=False):
                 return None
-            wanted = trainer.strategy.reduce_boolean_decision(self.received == signal.SIGUSR1, all=False)
-            return signal.SIGUSR1 if wanted else signal.SIGTERM
+            return next(signum for signum in SIGNALS if on_any(received == signum, all=False))
         return self.received
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -111,8 +115,9 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step == self.saved:
             return
+        path = checkpoint.step_folder(self.folder, step)
         try:
-            checkpoint.save(trainer, checkpoint.step_folder(self.folder, step), self.settings)
+            checkpoint.save(trainer, path, self.settings)
         except OSError as error:
             if trainer.is_global_zero:
                 kept = f"step {self.saved} stays the newest" if self.saved is not None else "there is none yet"
@@ -120,5 +125,6 @@ class Checkpoints(Checkpoint):
             return
         self.saved = step
         if trainer.is_global_zero:
-            for old in checkpoint.complete(self.folder)[: -self.keep]:
+            # Later steps are there where `last` was put back to an older one: they are no reason to delete this one.
+            for old in [there for there in checkpoint.complete(self.folder) if there <= path][: -self.keep]:
                 checkpoint.remove(old)

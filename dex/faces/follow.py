@@ -14,7 +14,8 @@ from dex.faces.boxes import bounds, larger_side
 from dex.faces.detect import FaceTracker
 from dex.resample import Instant
 
-Choice = Literal["largest", "left"] | int | None  # a number counts from the left, from 0; None: there must be one face
+# Of several faces; a number counts from the left, from 0; None: there must be one.
+Choice = Literal["largest", "left"] | int | None
 
 _RIVAL = 0.5  # a second face counts when it is this large beside the largest
 _LONGEST_LAPSE = 1.0  # seconds that may go by without the face
@@ -72,7 +73,7 @@ def _choose(found: Float[np.ndarray, "N 4"], choice: Choice) -> Float[np.ndarray
         return None
     if choice == "largest":
         return found[0]
-    number = 0 if choice == "left" else int(choice)
+    number = 0 if choice == "left" or len(found) == 1 else int(choice)
     if number >= len(found):
         raise FaceError(f"--face {number}: {len(found)} found, they are counted from 0 at the left")
     return found[np.argsort(found[:, 0] + found[:, 2], kind="stable")[number]]

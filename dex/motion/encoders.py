@@ -17,7 +17,7 @@ from dex.data.shards import file_sha256
 from dex.motion.config import MotionConfig
 from dex.motion.generator import MotionGenerator, read_motion
 from dex.saved import ExportError as ExportError
-from dex.saved import load_exactly, read, weights_name, write
+from dex.saved import Saved, build, read, weights_name, write
 
 ENCODERS = ("pose_encoder", "expression_encoder")
 GENERATOR_FILE, ENCODERS_FILE = "generator.safetensors", "encoders.safetensors"
@@ -84,9 +84,7 @@ def _of_encoders(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_generator(folder: Path) -> tuple[MotionGenerator, dict[str, Any]]:
     """The generator of an export, frozen and in evaluation mode, and its config.json. Raises `ExportError`."""
     saved = read(folder, GENERATOR_FILE)
-    generator = MotionGenerator(MotionConfig.from_dict(saved.content["network"]))
-    load_exactly(generator, saved.state, folder)
-    return generator.requires_grad_(False).eval(), saved.content
+    return build(lambda content: MotionGenerator(MotionConfig.from_dict(content)), saved, folder), saved.content
 
 
 class Encoders(torch.nn.ModuleDict):
@@ -119,6 +117,5 @@ class Encoders(torch.nn.ModuleDict):
 def load_encoders(folder: Path) -> Encoders:
     """The encoders of an export's encoders/, or of the whole export. Raises `ExportError`."""
     saved = read(folder, _file_of(folder))
-    encoders = Encoders(MotionConfig.from_dict(saved.content["network"]))
-    load_exactly(encoders, _of_encoders(saved.state), folder)
-    return encoders
+    theirs = Saved(saved.content, _of_encoders(saved.state))
+    return build(lambda content: Encoders(MotionConfig.from_dict(content)), theirs, folder)

@@ -33,9 +33,11 @@ from dex.sharding import average_gradients, check_whole, on_any_rank, shard
 from dex.speed import checkpoint_blocks, compile_blocks, to_channels_last
 from dex.training import (
     check_finite,
+    check_unscaled,
     clip_gradient,
     crop_contract,
     known_poses,
+    of_data,
     rate_factor,
     remember_rates,
     scale_rates,
@@ -150,8 +152,8 @@ class MotionTrainer(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Raises `ExportError` where `start` is no export, or of another network, and `ValueError` where the data's
         pictures are of another size."""
-        size = getattr(getattr(self._trainer, "datamodule", None), "size", self.network.size)
-        if size != self.network.size:
+        size = of_data(self, "size")
+        if size not in (None, self.network.size):
             raise ValueError(
                 f"data.size is {size}, model.network.size {self.network.size}: pictures must be of the network's size; "
                 f"set data.init_args.size to {self.network.size}"
@@ -173,6 +175,10 @@ class MotionTrainer(L.LightningModule):
             check_whole(self, "optimisation.muon")
         networks = [*self.generator.children(), *self.average.children()]
         shard(self, networks if self.read_out is None else [*networks, self.read_out])
+
+    def on_fit_start(self) -> None:
+        """Raises `ValueError` for a precision that scales gradients."""
+        check_unscaled(self)
 
     @property
     def drawn_steps(self) -> int:

@@ -18,12 +18,12 @@ from PIL import Image
 
 from dex.animate import assign, main
 from dex.animation.backends import load_backend, to_network
-from dex.animation.footage import open_footage
+from dex.animation.footage import open_footage, read_picture
 from dex.animation.motion_file import Motion
 from dex.animation.poses import relative_motion
 from dex.animation.reenact import Request, reenact
 from dex.motion.encoders import load_generator, save_generator
-from dex.video import count_frames, iter_frames, probe
+from dex.video import VideoError, count_frames, iter_frames, probe
 from tests.animation.conftest import SIZE, moving, scene, tiny_generator
 from tests.motion.conftest import TINY
 
@@ -110,12 +110,12 @@ def test_concat_shows_driving_source_result(command: Command, material: Path) ->
     assert "portrait--b+a.mp4" in {path.name for path in both.values()}
 
 
-def test_same_seed_same_bytes_and_the_picture_is_the_generators(command: Command, material: Path) -> None:
-    first = command("-d", material / "b.mp4", "--seed", 3)
+def test_the_same_bytes_again_and_the_picture_is_the_generators(command: Command, material: Path) -> None:
+    first = command("-d", material / "b.mp4")
     kept = {end: path.read_bytes() for end, path in first.items()}
     for path in first.values():
         path.unlink()
-    assert {end: path.read_bytes() for end, path in command("-d", material / "b.mp4", "--seed", 3).items()} == kept
+    assert {end: path.read_bytes() for end, path in command("-d", material / "b.mp4").items()} == kept
 
     motion = Motion.load(first[".motion.safetensors"])
     source = np.asarray(Image.fromarray(scene(0)).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
@@ -156,6 +156,15 @@ def test_edited_and_mixed_motion(command: Command, material: Path) -> None:
     assert torch.equal(mixed.pose, made.pose.flip(0))
     own = command.track("-d", material / "a.mp4", "--fps", 25)
     assert torch.equal(mixed.expression, own.expression[:12])
+
+
+def test_what_holds_for_ever_has_no_rate(command: Command, material: Path) -> None:
+    made = Motion.load(command("-d", material / "b.mp4")[".motion.safetensors"])
+    still = command.out.parent / "still.motion.safetensors"
+    Motion(made.pose[:1], made.expression[:1], Fraction(10), made.crop, made.encoders, {}).save(still)
+    held = command.track("--expression-driver", still, "--pose-driver", material / "b.mp4")
+    assert (held.fps, len(held.pose)) == (25, 12)
+    assert torch.equal(held.expression, made.expression[:1].expand_as(held.expression))
 
 
 # ---- what drives what ------------------------------------------------------------------------------------------------
@@ -324,7 +333,8 @@ def test_errors_are_one_line_and_leave_nothing(
     assert "even number" in refused(size=33)
     assert "even number" in refused(size=0)
     assert "nothing drives" in refused(d=None)
-    assert "diffusion" in refused(steps=3)
+    assert "--steps: of the diffusion" in refused(steps=3)
+    assert "--seed: of the diffusion" in refused(seed=0)
     assert "the source must be a picture or a video" in refused(s=_motion(checkpoint, material, tmp_path))
 
 
@@ -444,3 +454,27 @@ def test_footage_orders_numbers_and_keeps_exif(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"f{number}.png")
     order = [int(i.image[0, 0, 0]) for i in open_footage(tmp_path).instants(Fraction(25))]
     assert order == [1, 9, 10]
+
+
+def test_pages_are_no_animation(tmp_path: Path) -> None:
+    """A phone's portrait is an MPO: a JPEG with a second view, or a map of depths."""
+    for name, kind in {"phone.jpg": "MPO", "pages.tif": "TIFF", "moving.gif": "GIF"}.items():
+        first, second = (Image.new("RGB", (16, 16), (level,) * 3) for level in (40, 200))
+        first.save(tmp_path / name, format=kind, save_all=True, append_images=[second], duration=100)
+        assert open_footage(tmp_path / name).still == (kind != "GIF")
+    for name in ("phone.jpg", "pages.tif"):
+        assert abs(int(read_picture(tmp_path / name).mean()) - 40) <= 1
+
+
+def test_grey_of_16_bits_keeps_its_greys(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for name in ("grey.png", "grey.tif"):
+        Image.fromarray(levels).save(tmp_path / name)
+        np.testing.assert_array_equal(read_picture(tmp_path / name), (levels // 256)[..., None].repeat(3, axis=2))
+
+
+def test_a_picture_too_large_to_open_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (64, 64)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(VideoError, match=r"huge\.png: cannot be read as a picture: .* exceeds limit"):
+        next(open_footage(tmp_path / "huge.png").instants(Fraction(25)))

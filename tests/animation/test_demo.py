@@ -80,7 +80,7 @@ def test_the_models_are_small_and_share_their_encoders() -> None:
 
 
 def test_it_chooses_everything_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["--demo", "-o", str(tmp_path), "--pose-only", "-s", "x.png"]) == 1
-    assert "leave out --source, --pose-only" in capsys.readouterr().err
+    assert main(["--demo", "-o", str(tmp_path), "--pose-only", "-s", "x.png", "--no-crop"]) == 1
+    assert "leave out --source, --pose-only, --no-crop" in capsys.readouterr().err
     assert main(["-d", "x.mp4"]) == 1
     assert "--source and --checkpoint missing; --demo needs neither" in capsys.readouterr().err

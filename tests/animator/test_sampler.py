@@ -232,6 +232,22 @@ def test_other_schedulers_are_refused_at_once(name: str, why: str) -> None:
         sample(GaussianDenoiser(), torch.zeros(SIZE), torch.eye(3, 4), [], SamplerSettings(scheduler=name))
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_what_a_schedulers_steps_do_not_know_is_refused_at_once(prediction: str) -> None:
+    schedule = {**NOISE_SCHEDULE, "prediction_type": prediction}
+
+    def begin(name: str) -> None:
+        sample(GaussianDenoiser(), torch.zeros(SIZE), torch.eye(3, 4), [], SamplerSettings(scheduler=name), schedule)
+
+    begin("DDIMScheduler")
+    for name in ("EulerAncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler"):
+        if prediction != "sample":
+            begin(name)
+            continue
+        with pytest.raises(ValueError, match=f"{name}: cannot step by a prediction of sample; take DDIMScheduler"):
+            begin(name)
+
+
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from dex.animation.backends import load_backend
@@ -26,7 +27,7 @@ from dex.motion.generator import MotionGenerator
 from dex.saved import ExportError
 from dex.sharding import FullySharded
 from dex.training import NonFiniteLossError, step_random
-from tests.animator.conftest import TINY_PIXELS
+from tests.animator.conftest import TINY_PIXELS, away_from_zero
 from tests.motion.conftest import TINY as TINY_MOTION
 
 
@@ -359,6 +360,12 @@ def test_accumulated_gradients_are_refused(encoders: Path, tmp_path: Path) -> No
         trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit(animator(encoders), heads())
 
 
+def test_a_precision_that_scales_gradients_is_refused(encoders: Path, tmp_path: Path) -> None:
+    scaled = [MixedPrecision("16-mixed", "cpu")]
+    with pytest.raises(ValueError, match=r"precision is 16-mixed: .* set trainer.precision to bf16-mixed or 32"):
+        trainer(tmp_path, max_steps=1, plugins=scaled).fit(animator(encoders), heads())
+
+
 def test_muon_is_refused_where_it_cannot_be(encoders: Path) -> None:
     with pytest.raises(ValueError, match=r"muon knows no weight decay; weight_decay is 0.01, set it to 0"):
         AnimatorOptimisation(muon=0.02)
@@ -522,6 +529,18 @@ def test_without_samples_nothing_is_drawn_or_shown(encoders: Path, batch: Batch,
     figures = trainer(tmp_path, limit_val_batches=1).validate(module, heads(), verbose=False)[0]
     assert set(figures) == {"val/denoising_error"}
     assert module.pictures(batch, 2) == {}
+
+
+def test_the_image_phase_draws_each_frame_by_itself(encoders: Path, batch: Batch) -> None:
+    """Also where it starts from a video phase's export, whose temporal attention is trained."""
+    for phase, alone in (("image", True), ("video", False)):
+        module = ready(encoders, phase=phase, start="an export of the video phase", sampler=SamplerSettings(steps=2))
+        away_from_zero(module.average)
+        source, _ = module.latents(batch)
+        told = module.conditions(batch, source)
+        first = dataclasses.replace(told, driving_pose=told.driving_pose[:, :1], expression=told.expression[:, :1])
+        both, one = (module.reenact(source[:1], conditions)[0, 0] for conditions in (told, first))
+        assert torch.allclose(both, one, atol=1e-4) == alone
 
 
 def test_validation_measures_drawn_frames(encoders: Path, tmp_path: Path) -> None:

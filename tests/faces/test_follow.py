@@ -38,6 +38,14 @@ def test_which_of_several_faces(group: np.ndarray, weights_env: Path) -> None:
     assert max(side for _, _, side in by_number) == pytest.approx(follow(still(group), 25, "largest")[0][2], rel=0.1)
 
 
+def test_a_face_alone_needs_no_choice(talking_heads: Path, weights_env: Path) -> None:
+    """One number is for all inputs, and most of them show one face."""
+    portrait = read_picture(talking_heads / "portraits" / "hellomeme_harris.jpg")
+    usual = follow(still(portrait), 25, None)
+    for choice in (0, 3):
+        np.testing.assert_allclose(follow(still(portrait), 25, choice), usual, atol=2)
+
+
 def test_the_chosen_face_is_kept(talking_heads: Path, group: np.ndarray, weights_env: Path) -> None:
     """It is gone for some frames while a larger one is there: the track waits for it."""
     left = read_picture(talking_heads / "portraits" / "hellomeme_harris.jpg")

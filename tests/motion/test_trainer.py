@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,21 +10,24 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from dex.batch import Batch, to_float
 from dex.callbacks.checkpoints import Checkpoints
 from dex.checkpoint import CheckpointError, step_folder
 from dex.export import export
-from dex.motion.encoders import ExportError, load_encoders, load_generator
+from dex.motion.encoders import ExportError, load_encoders, load_generator, save_generator
 from dex.motion.generator import Generated
 from dex.motion.losses import LossWeights
 from dex.motion.trainer import MotionTrainer, Optimisation
 from dex.sharding import FullySharded
-from dex.training import NonFiniteLossError, step_random
+from dex.training import NonFiniteLossError, check_finite, step_random
 from tests.motion.conftest import PIXEL_LOSSES, TINY, tiny_data, tiny_trainer
 
-# The losses of `golden()`: they change only when the method, its sampling or its data change, and then on purpose.
-GOLDEN = {0: 5.05469, 1: 4.31361, 4: 4.15288, 9: 3.1632, 19: 2.71675}
+# They change only when the method, its sampling or its data change, and then on purpose. At this rate: with a larger one
+# twenty steps make of another processor's rounding, in a pixel here and there, a loss that differs by a hundredth.
+GOLDEN = {0: 5.05418, 1: 4.36891, 4: 4.44879, 9: 3.61968, 19: 3.23755}
+GENTLE = Optimisation(learning_rate=2e-4, discriminator_learning_rate=2e-4, teacher_poses=5)
 
 
 class Record(L.Callback):
@@ -115,8 +119,8 @@ def test_own_features_compare_faces_and_teach_the_decoder_alone() -> None:
 @pytest.mark.skipif(not torch.__version__.startswith("2.15."), reason="its weights are drawn as by torch 2.15")
 def test_losses_of_twenty_steps_are_golden(tmp_path: Path) -> None:
     L.seed_everything(0, verbose=False)
-    found = run(tiny_trainer(), 20, tmp_path).losses
-    assert {step: found[step] for step in GOLDEN} == pytest.approx(GOLDEN, rel=2e-3)
+    found = run(tiny_trainer(optimisation=GENTLE), 20, tmp_path).losses
+    assert {step: found[step] for step in GOLDEN} == pytest.approx(GOLDEN, rel=5e-4)
 
 
 SHELL = dataclasses.replace(TINY, shell=0.3)
@@ -216,6 +220,34 @@ def test_export_says_what_is_wrong(tmp_path: Path) -> None:
     torch.save({"schema": 1, "step": 3, "module": {}}, tmp_path / "state.pt")
     with pytest.raises(ExportError, match="not a checkpoint of the motion trainer"):
         export(tmp_path, tmp_path)
+
+
+def test_an_export_of_another_version_is_refused_in_words(tmp_path: Path) -> None:
+    save_generator(tmp_path, TINY, tiny_trainer().generator.state_dict(), {})
+    for folder, load in ((tmp_path, load_generator), (tmp_path, load_encoders), (tmp_path / "encoders", load_encoders)):
+        config = folder / "config.json"
+        content = json.loads(config.read_text())
+        config.write_text(json.dumps(content | {"network": content["network"] | {"wings": 2}}))
+        with pytest.raises(ExportError, match=r"config.json: its network is none of this version .*'wings'.* Export"):
+            load(folder)
+
+
+def test_a_precision_that_scales_gradients_is_refused(tmp_path: Path) -> None:
+    trainer = L.Trainer(
+        plugins=[MixedPrecision("16-mixed", "cpu")], accelerator="cpu", logger=False, default_root_dir=tmp_path
+    )
+    with pytest.raises(ValueError, match=r"precision is 16-mixed: .* set trainer.precision to bf16-mixed or 32"):
+        trainer.fit(tiny_trainer(), tiny_data())
+
+
+def test_a_rank_alone_says_what_is_not_finite_and_asks_no_other(tmp_path: Path) -> None:
+    module = tiny_trainer()
+    # Without `log_dir`, which Lightning fetches from the first rank.
+    module._trainer = SimpleNamespace(default_root_dir=tmp_path, global_step=3, global_rank=1, world_size=2)
+    batch = to_float(next(iter(tiny_data().train_dataloader())))
+    with pytest.raises(NonFiniteLossError, match=r"step 3: loss l1 is not .* saved in .*nonfinite-step-3-rank-1.safe"):
+        check_finite(module, {"l1": torch.tensor(float("nan")), "lpips": torch.tensor(1.0)}, batch)
+    assert (tmp_path / "nonfinite-step-3-rank-1.safetensors").is_file()
 
 
 def test_nan_stops_with_keys_and_the_batch_on_disk(tmp_path: Path) -> None:
