@@ -44,8 +44,9 @@ class BackgroundDrift(Metric):
         heads: Bool[Tensor, "N 2 H W"],
         faces: Bool[Tensor, "N H W"],
     ) -> None:
-        """N pairs in [0, 1], the masks of the head in both, and of the face (in either). Raises `MetricError` for
-        pictures that are not of this kind, masks that are not bool, or shapes that do not fit."""
+        """N pairs in [0, 1], the masks of the head in both, and of the face: in the unedited picture, or in either,
+        which gives another third digit and needs another name. Raises `MetricError` for pictures that are not of this
+        kind, masks that are not bool, or shapes that do not fit."""
         check_pictures("edited", edited)
         check_pictures("unedited", unedited)
         n, _, height, width = edited.shape
