@@ -108,12 +108,13 @@ def notes(group: Sequence[Result]) -> list[str]:
     if any(fails_to_beat_copying(r, e, group) for r in group for e in r.content["metrics"] if e["value"] is not None):
         lines.append(f"† does not beat {_COPY}.")
     if any(is_selective(e) for r in group for e in r.content["metrics"]):
-        lines.append(f"‡ no face found in more than {100 * _MOST_LOST:.0f} % of the frames: not comparable.")
+        lines.append(f"‡ no face read in more than {100 * _MOST_LOST:.0f} % of the frames: not comparable.")
     for result in group:
         lost = {e["fail_rate"] for e in result.content["metrics"] if e["fail_rate"]}
         if lost:
             lines.append(
-                f"{result.method}: no face found in {100 * max(lost):.1f} % of the frames; these are left out."
+                f"{result.method}: no face read in {100 * max(lost):.1f} % of the frames, in the output or what "
+                "it is compared with; these are left out."
             )
     extractors = {e["extractor"]["name"]: e["extractor"] for e in columns(group) if e["extractor"]}
     lines += [f"Read by {e['name']} (sha256 {e['sha256'][:12]}, {e['licence']})." for e in extractors.values()]

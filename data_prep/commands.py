@@ -111,8 +111,8 @@ def _check_complete(parts: str) -> None:
         times = {i: counts[f"{i}/{total}"] for i in range(1, total + 1)}
         if missing := [str(i) for i, count in times.items() if count < max(times.values())]:
             raise ShardError(
-                f"{len(missing)} of {total} parts are missing: {', '.join(missing)}. Run their commands; "
-                "or merge what there is with --incomplete"
+                f"{len(missing)} of {total} parts are missing: {', '.join(missing)}. Run their commands; or, to merge "
+                "what there is, or where there are fewer recordings than parts, give --incomplete"
             )
 
 

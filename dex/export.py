@@ -91,9 +91,10 @@ def main() -> None:
     arguments = parser.parse_args()
     run: Path = arguments.run
     single = (run / checkpoint.STATE).is_file()
-    path = run if single else run / "checkpoints" / checkpoint.LAST
     out = arguments.out or (run.parent if single else run) / "export"
     try:
+        checkpoints = run / "checkpoints"
+        path = run if single else checkpoint.newest(checkpoints) or checkpoints / checkpoint.LAST
         export(path, out, arguments.half, arguments.encoders)
     except (ExportError, checkpoint.CheckpointError) as error:
         sys.exit(f"error: {error}")

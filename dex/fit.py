@@ -118,6 +118,9 @@ def fit(cli: FitCLI) -> None:
     started = time.perf_counter()
     cli.trainer.fit(cli.model, cli.datamodule)
     seconds = time.perf_counter() - started
+    if saves.received == signal.SIGINT:  # in the validation behind the last step
+        raise Preempted(signal.SIGINT, cli.trainer.global_step)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # all is saved: what is left may end at once
     validated = cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
     figures = validated[0] if validated else {}
     if cli.trainer.is_global_zero:

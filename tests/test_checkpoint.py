@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from dex import checkpoint
+from dex import checkpoint, export
 from dex.callbacks.checkpoints import SIGNALS, Checkpoints, Preempted
 from dex.checkpoint import CheckpointError
 from tests.motion.conftest import TINY, tiny_data, tiny_trainer
@@ -82,7 +82,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path: Path, moment
     script = f"""
 import os, signal
 from pathlib import Path
-from dex import checkpoint
+from dex import checkpoint, export
 from tests.test_checkpoint import train
 real = checkpoint.{moment}
 def killed(*arguments):
@@ -104,18 +104,24 @@ train(Path({str(tmp_path)!r}), 6)
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0)
 
 
-def test_a_run_goes_on_where_last_points_to_or_without_it_at_the_newest(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path / "none") is None
-    train(tmp_path, 4)
-    last = tmp_path / "last"
+def test_a_run_goes_on_where_last_points_to_or_without_it_at_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    assert checkpoint.newest(folder) is None
+    train(folder, 4)
+    last = folder / "last"
     last.unlink()
     last.symlink_to("step-0000002")
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-0000002"
+    assert checkpoint.newest(folder) == folder / "step-0000002"
     last.unlink()  # as a kill between the first checkpoint and its link leaves it
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-0000004"
+    assert checkpoint.newest(folder) == folder / "step-0000004"
     last.symlink_to("step-0000006")
     with pytest.raises(CheckpointError, match=r"last points to step-0000006, .*: ln -sfn step-0000004 .*last"):
-        checkpoint.newest(tmp_path)
+        checkpoint.newest(folder)
+    monkeypatch.setattr(sys, "argv", ["dex.export", str(tmp_path)])  # which looks in the same place
+    with pytest.raises(SystemExit, match="ln -sfn step-0000004"):
+        export.main()
 
 
 def test_a_folder_in_the_links_place_makes_way_for_it(tmp_path: Path) -> None:
@@ -161,9 +167,10 @@ class CtrlC(L.Callback):
 
 
 @pytest.mark.usefixtures("_handlers")
-def test_ctrl_c_saves_and_ends(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Preempted, match="SIGINT at step 3") as ended:
         train(tmp_path, 6, CtrlC())
+    assert "saves before the next step" in capfd.readouterr().err
     assert ended.value.signum == signal.SIGINT
     assert checkpoint.newest(tmp_path) == tmp_path / "step-0000003"
 

@@ -85,6 +85,6 @@ PRESETS = {
         (0,),
         ("everything", "no-augmentation", "joint-motion-code", "animator"),
     ),
-    # The demo, which it begins with, saw the heads of seed 0.
+    # The demo, which it begins with, has seen what seed 0 draws.
     "long": Preset(("controlled_small.yaml", "controlled_long.yaml"), (), (1,), ("everything",)),
 }

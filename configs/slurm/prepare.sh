@@ -14,7 +14,7 @@ array=$(sbatch "${common[@]}" --job-name=dex-prepare --array="1-$parts" --cpus-p
         --workers "${DEX_CPUS:-8}") --out $(printf '%q' "$shards").parts/\$SLURM_ARRAY_TASK_ID \
         --part \$SLURM_ARRAY_TASK_ID/$parts")
 # Not afterok: a part without an accepted clip ends with an error and is merged all the same; the merge itself refuses
-# where a part is not finished or never began.
+# where a part is not finished or never began (PARTS above the number of recordings: merge by hand with --incomplete).
 merge=$(sbatch "${common[@]}" --job-name=dex-merge --dependency="afterany:$array" --output="dex-merge-%j.log" \
     --wrap="exec $(printf '%q ' "$python" -m data_prep merge) $(printf '%q' "$shards").parts/* --out $(printf '%q' "$shards")")
 echo "prepare: job $array, $parts parts; merge: job $merge"

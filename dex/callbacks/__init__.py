@@ -1,1 +1,1 @@
-"""What happens beside the training step: previews, speed, the final result."""
+"""What happens beside the training step: checkpoints, previews, the monitor, speed."""

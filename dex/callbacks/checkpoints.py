@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import warnings
 from collections.abc import Mapping
@@ -70,7 +71,8 @@ class Checkpoints(Checkpoint):
     def remember(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
         if signum == signal.SIGINT:
-            signal.signal(signum, signal.SIG_DFL)  # a second Ctrl-C ends at once
+            os.write(2, b"\nCtrl-C: saves before the next step, and ends; once more ends now\n")  # print may be at work
+            signal.signal(signum, signal.SIG_DFL)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.resume is not None:

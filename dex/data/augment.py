@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dex.batch import EYES, MOUTH
-from dex.pose import base_grid
+from dex.pose import base_grid, full_precision
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def pose_augment(
         dim=-1,
     ).unflatten(-1, (3, 3))
     plane = F.pad(base_grid(*picture.shape[-2:], device=device), (0, 1), value=1.0)
-    moved = torch.einsum("nij,hwj->nhwi", homography, plane)
+    with full_precision(picture):
+        moved = torch.einsum("nij,hwj->nhwi", homography, plane)
     grid = moved[..., :2] / moved[..., 2:].clamp_min(0.1)
     warped = F.grid_sample(picture, grid, padding_mode="reflection", align_corners=False)
     return colour_jitter(warped, settings.colour, generator)

@@ -16,7 +16,7 @@ class MotionConfig:
     volume_depth: int = 16
     volume_size: int = 64
     # 0: the volume is the paper's, over [-1, 1]³. Above: its depth is measured from an average head's front, ± so many
-    # canonical units, and both ends know where on the head a pixel is (ours, `dex.motion.head_surface`)
+    # half picture sides, and both ends know where on the head a pixel is (ours, `dex.motion.head_surface`)
     shell: float = 0.0
     appearance_width: int = 64  # channels of the first 2D convolution; doubles at each halving
     appearance_blocks: int = 6  # 3D residual blocks
@@ -51,6 +51,11 @@ class MotionConfig:
             raise ValueError(
                 f"middle_size {self.middle_size}, volume_size {self.volume_size}, size {self.size}: "
                 "needed is 8 <= middle_size <= volume_size < size"
+            )
+        if self.fan_size >= self.size or self.fan_size >> self.fan_depth < 1:
+            raise ValueError(
+                f"fan_size {self.fan_size} must be below size {self.size}, and not be gone after fan_depth "
+                f"{self.fan_depth} halvings"
             )
         if self.shell < 0:
             raise ValueError(f"shell = {self.shell} must be 0 for a volume over [-1, 1]³, or a distance above it")

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, PearsonCorrCoef
 
 from dex.batch import EYES, MOUTH, Batch
 from dex.motion.losses import masked_mean, region_mask
-from dex.pose import euler_from_matrix, geodesic, relative_pose, split_pose
+from dex.pose import euler_from_matrix, full_precision, geodesic, relative_pose, split_pose
 
 POSE_COMPONENTS = ("yaw", "pitch", "roll", "tx", "ty", "log_scale")
 # Swap errors are taken over the whole picture and over the parts that expression moves.
@@ -61,10 +61,11 @@ class MotionEvaluation(nn.Module):
         known = (batch.driving_pose_weight * batch.source_pose_weight[:, None]).flatten() > 0
         if not known.any():
             return
-        truth = relative_pose(
-            batch.source_pose.repeat_interleave(drivers, dim=0)[known], batch.driving_pose.flatten(0, 1)[known]
-        )
-        found = relative_pose(source[known], driving[known])
+        with full_precision(source):
+            truth = relative_pose(
+                batch.source_pose.repeat_interleave(drivers, dim=0)[known], batch.driving_pose.flatten(0, 1)[known]
+            )
+            found = relative_pose(source[known], driving[known])
         self.pose_error.update(geodesic(split_pose(found)[0], split_pose(truth)[0]) * (180 / math.pi))
         self.correlation.update(pose_components(found), pose_components(truth))
 

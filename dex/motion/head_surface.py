@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dex.pose import base_grid, full_precision, invert, relative_pose
 
-# In canonical units (`dex.pose`): the head of whoever is in front of the camera differs by less than `reach`.
+# In canonical units (`dex.pose`). Whoever is in front of the camera differs by less than `reach` half picture sides.
 CENTRE = (0.0, -0.1, 0.2)
 RADII = (0.68, 1.05, 0.82)
 # Sines and cosines of the canonical coordinates times these say where on the head a pixel is, to the size of an eye.

@@ -50,6 +50,14 @@ class LossWeights:
     # against what it sees in the target's. Pixels say little of an eyelid or a gaze; the encoder is anchored to tell.
     own_features: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.r1_interval < 1:
+            raise ValueError(f"loss.r1_interval is {self.r1_interval}, need at least 1: every step; r1 0 is none")
+        if not self.anchor_half_life > 0:
+            raise ValueError(
+                f"loss.anchor_half_life is {self.anchor_half_life}, need steps above 0; pose and expression 0 are none"
+            )
+
 
 # Of the losses on regions: first and last label.
 _REGIONS = {"region_face": (FACE, MOUTH), "region_eyes": (EYES, EYES), "region_mouth": (MOUTH, MOUTH)}

@@ -9,6 +9,7 @@ from torchvision.utils import make_grid
 
 from dex.batch import Batch, to_unit
 from dex.motion.generator import Generated, MotionGenerator
+from dex.pose import full_precision
 
 
 @torch.no_grad()
@@ -59,7 +60,8 @@ def feature_picture(volume: Float[Tensor, "B C D H W"], size: int) -> Float[Tens
     flat = volume.float().mean(dim=2)
     pixels = flat.movedim(1, -1).flatten(0, 2)
     centred = pixels - pixels.mean(dim=0)
-    _, directions = torch.linalg.eigh(centred.T @ centred)
-    colours = (centred @ directions[:, -3:]).unflatten(0, (flat.shape[0], *flat.shape[2:])).movedim(-1, 1)
+    with full_precision(volume):  # on a GPU eigh knows no bf16
+        _, directions = torch.linalg.eigh(centred.T @ centred)
+        colours = (centred @ directions[:, -3:]).unflatten(0, (flat.shape[0], *flat.shape[2:])).movedim(-1, 1)
     spread = colours.flatten(2).std(dim=-1).amax(dim=0)[:, None, None].clamp_min(1e-6)
     return torch.nn.functional.interpolate((colours / (2 * spread)).clamp(-1, 1), size=(size, size))

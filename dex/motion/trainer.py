@@ -168,6 +168,11 @@ class MotionTrainer(L.LightningModule):
             )
             for generator in (self.generator, self.average):
                 generator.load_state_dict(begun.state_dict())
+            if (
+                self.read_out is not None
+            ):  # exports have none; from zero on it learns from the code before it teaches it
+                for parameter in self.read_out.parameters():
+                    nn.init.zeros_(parameter)
 
     def configure_model(self) -> None:
         """The discriminator stays whole on each rank: R1 differentiates twice, which sharding does not support."""
@@ -351,7 +356,7 @@ class MotionTrainer(L.LightningModule):
         fake_logits, real_logits = self.discriminator(fake.flatten(0, 1)), self.discriminator(real)
         terms = {"discriminator": losses.discriminator_adversarial(fake_logits, real_logits)}
         total = terms["discriminator"]
-        if self.global_step % self.loss.r1_interval == 0:
+        if self.loss.r1 and self.global_step % self.loss.r1_interval == 0:
             terms["r1"] = losses.r1_penalty(self.discriminator, real)
             total = total + self.loss.r1 * self.loss.r1_interval * terms["r1"]
         check_finite(self, terms, batch)

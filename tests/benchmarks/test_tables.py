@@ -111,7 +111,7 @@ def test_what_could_not_be_measured_is_said() -> None:
     blind.content["metrics"][0]["note"] = "not measurable: no face"
     text = render([blind, COPY], "md")
     assert rows(text)["blind"][0] == "not measurable"
-    assert "no face found in 5.0 % of the frames" in text
+    assert "no face read in 5.0 % of the frames" in text
     assert "reader (sha256 abababababab, MIT)" in text
     assert "small n" in text
 
@@ -201,6 +201,6 @@ def test_numbers_of_the_few_frames_with_a_face_are_marked_and_never_best() -> No
     best["value"] = 0.1
     table = render([good, blind], "md")
     assert "0.100 [0.290, 0.310] ‡ |" in table
-    assert "‡ no face found in more than 10 % of the frames" in table
+    assert "‡ no face read in more than 10 % of the frames" in table
     assert table.count("‡") == 2
     assert "ddagger" in render([good, blind], "tex")

@@ -233,6 +233,8 @@ def test_network_of_a_user_reads_faces(weights_env: Path, talking_heads: Path, t
     for change, words in (
         ({"sha256": "0" * 64}, "was not opened"),
         ({"range": "0..2"}, "range '0..2'"),
+        ({"name": "smirk.v2"}, "name 'smirk.v2'"),
+        ({"name": "mp"}, "none of mp, mp_blendshapes"),
         ({"file": "none.pt"}, "is missing"),
         ({"colour": "red"}, "colour"),
     ):

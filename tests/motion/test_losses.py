@@ -41,6 +41,12 @@ def test_anchors_halve_and_stop_at_their_floor() -> None:
     assert losses.anchor_factor(weight, 10_000) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("name", ["r1_interval", "anchor_half_life"])
+def test_intervals_of_nothing_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"loss.{name} is 0, need"):
+        LossWeights(**{name: 0})
+
+
 def test_region_loss_looks_at_its_region_only() -> None:
     region = torch.zeros(1, 8, 8, dtype=torch.uint8)
     region[:, 4:, 4:] = MOUTH

@@ -145,7 +145,13 @@ def test_minibatch_std_is_zero_for_equal_samples_and_sees_a_spread() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"size": 96}, "power of two"), ({"middle_size": 4}, "8 <= middle"), ({"pose_dims": (8,)}, "length")],
+    [
+        ({"size": 96}, "power of two"),
+        ({"middle_size": 4}, "8 <= middle"),
+        ({"pose_dims": (8,)}, "length"),
+        ({"size": 64, "volume_size": 32}, "fan_size 64 must be below size 64"),
+        ({"fan_size": 8}, "gone after fan_depth 4"),
+    ],
 )
 def test_impossible_sizes_are_refused(changes: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):

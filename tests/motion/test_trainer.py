@@ -11,21 +11,25 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
 
 from dex.batch import Batch, to_float
 from dex.callbacks.checkpoints import Checkpoints
 from dex.checkpoint import CheckpointError, step_folder
+from dex.data.augment import PoseAugmentation, pose_augment
 from dex.export import export
 from dex.motion.encoders import ExportError, load_encoders, load_generator, save_generator
+from dex.motion.evaluation import MotionEvaluation
 from dex.motion.generator import Generated
 from dex.motion.losses import LossWeights
+from dex.motion.pictures import feature_picture
 from dex.motion.trainer import MotionTrainer, Optimisation
 from dex.sharding import FullySharded
 from dex.training import NonFiniteLossError, check_finite, step_random
 from tests.motion.conftest import PIXEL_LOSSES, TINY, tiny_data, tiny_trainer
 
-# They change only when the method, its sampling or its data change, and then on purpose. At this rate: with a larger one
-# twenty steps make of another processor's rounding, in a pixel here and there, a loss that differs by a hundredth.
+# They change only when the method, its sampling or its data change, and then on purpose. With a larger rate twenty
+# steps make of another processor's rounding, in a pixel here and there, a loss that differs by a hundredth.
 GOLDEN = {0: 5.05418, 1: 4.36891, 4: 4.44879, 9: 3.61968, 19: 3.23755}
 GENTLE = Optimisation(learning_rate=2e-4, discriminator_learning_rate=2e-4, teacher_poses=5)
 
@@ -197,6 +201,23 @@ def test_average_lags_behind_and_export_is_the_average(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in encoders.parameters())
 
 
+def test_geometry_is_exact_under_autocast() -> None:
+    batch = to_float(next(iter(tiny_data().train_dataloader())))
+    volume = torch.randn(2, 4, 3, 8, 8)
+
+    def made() -> list[Tensor]:
+        evaluation = MotionEvaluation()
+        source = batch.driving_pose[:, 0].repeat_interleave(2, dim=0)
+        evaluation._update_pose(batch, source, batch.driving_pose.flatten(0, 1))
+        augmented = pose_augment(batch.source, PoseAugmentation(), torch.Generator().manual_seed(0))
+        return [augmented, feature_picture(volume, 16), evaluation.pose_error.compute()]
+
+    exact = made()
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, wanted in zip(made(), exact, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
 def test_fine_tuning_begins_with_an_export_of_the_same_network(tmp_path: Path) -> None:
     run(tiny_trainer(), 2, tmp_path, every=2)
     export(step_folder(tmp_path, 2), tmp_path / "export")
@@ -207,6 +228,10 @@ def test_fine_tuning_begins_with_an_export_of_the_same_network(tmp_path: Path) -
     for network in (module.generator, module.average):
         for name, tensor in network.state_dict().items():
             torch.testing.assert_close(tensor, begun.state_dict()[name], rtol=0, atol=0)
+    anchored = tiny_trainer(start=str(tmp_path / "export"), loss=LossWeights(expression=1))
+    anchored.setup("fit")
+    assert anchored.read_out is not None
+    assert not any(parameter.any() for parameter in anchored.read_out.parameters())  # a random one would teach nonsense
     other = tiny_trainer(start=str(tmp_path / "export"), network=dataclasses.replace(TINY, expression_dim=24))
     with pytest.raises(ExportError, match=r"export: model.network.expression_dim is \d+ there, here 24"):
         other.setup("fit")

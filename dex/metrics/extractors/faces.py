@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -139,6 +140,11 @@ class ScriptReader(MediaPipeReader):
         if not isinstance(settings, dict) or (wrong := set(settings) ^ _KEYS - ({"rotation"} - set(settings))):
             found = sorted(wrong) if isinstance(settings, dict) else settings
             raise MetricError(f"{path}: keys missing or unknown: {found}; need {', '.join(sorted(_KEYS))}")
+        if not re.fullmatch("[a-z0-9_]+", str(settings["name"])) or settings["name"] in MediaPipeReader.names:
+            raise MetricError(
+                f"{path}: name {settings['name']!r} becomes part of metrics' names: need small letters, digits and "
+                f"underscores, and none of {', '.join(sorted(set(MediaPipeReader.names)))}"
+            )
         if settings["range"] not in _RANGES:
             raise MetricError(f"{path}: range {settings['range']!r}, need one of {', '.join(_RANGES)}")
         file = path.parent / settings["file"]
