@@ -86,7 +86,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def _hint(error: Exception) -> str:
     missing = isinstance(error, ImportError | OSError) and any(name in str(error) for name in ("libGL", "libEGL"))
-    return "; on Debian: apt-get install libgl1 libegl1 libgles2" if missing else ""
+    return "; python -m dex.doctor --install installs what is missing, or names it" if missing else ""
 
 
 if __name__ == "__main__":

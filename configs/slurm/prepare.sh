@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Videos → shards as a job array, one part a task, and the merge as a job that waits for all of them.
 # Launch: configs/slurm/prepare.sh INPUT SHARDS PARTS [OPTIONS OF data_prep …]
-# Options of sbatch (partition, account, time) by its variables, such as SBATCH_PARTITION.
+# Options of sbatch (partition, account, time) by its variables, such as SBATCH_PARTITION; DEX_CPUS (8) cores a task,
+# DEX_PYTHON the interpreter.
 set -euo pipefail
 [ $# -ge 3 ] || { echo "usage: $0 INPUT SHARDS PARTS [OPTIONS OF data_prep …]" >&2; exit 2; }
 input=$1 shards=$2 parts=$3
