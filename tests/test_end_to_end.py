@@ -116,6 +116,22 @@ def test_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
     assert other.returncode == 1
     assert other.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "batch_size 1 → 2" in other.stderr
+    assert command(*small_quickstart(run, steps=20), "--data.batch_size=2", "--force-resume").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_end_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [sys.executable, "-m", *small_quickstart(run, steps=100_000)]
+    running = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 300
+    while not (run / "checkpoints" / "last").exists() and time.monotonic() < deadline:
+        assert running.poll() is None, "ended before its first checkpoint"
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    said, _ = running.communicate(timeout=200)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "saved, the same command continues the run" in said
 
 
 def test_a_run_without_validation_ends_with_a_result(tmp_path: Path) -> None:

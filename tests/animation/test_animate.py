@@ -415,11 +415,6 @@ def test_interrupted(checkpoint: Path, material: Path, tmp_path: Path, how: sign
     if signal.getsignal(how) is signal.SIG_IGN:
         pytest.skip(f"{how.name} is ignored here (a shell's background), and so it is by what is started here")
     out = tmp_path / "out"
-    started = start(
-        checkpoint, out, "-s", material / "portrait.png", "-d", material / "b.mp4", "--pose", "0:yaw=0;99:yaw=9"
-    )
-    started.kill()
-    started.communicate()
     long = tmp_path / "long"
     long.mkdir()
     for i, image in enumerate(moving(3, 50)):

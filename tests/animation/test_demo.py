@@ -20,12 +20,15 @@ from dex.video import iter_frames
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", params=demo.MODELS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "diffusion" else ()) for name in demo.MODELS],
+)
 def out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     done = subprocess.run(
         [sys.executable, "-m", "dex.animate", "--demo", "--backend", request.param, "-o", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=550, env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("75 frames") == 3

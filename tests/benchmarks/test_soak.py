@@ -21,7 +21,7 @@ def test_a_leak_is_seen_through_noise() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_training_and_its_loaders_are_watched() -> None:
-    figures = run(steps=12, workers=1, interval=0.2, arguments=["--data.init_args.val_batches", "1"])
+    figures = run(steps=12, workers=1, interval=0.02, arguments=["--data.init_args.val_batches", "1"])
     names = [process["name"] for process in figures["processes"]]
     assert names[0] == "training"
     assert any(name.startswith("its process") for name in names)

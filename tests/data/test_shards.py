@@ -209,6 +209,7 @@ def test_write_atomic_under_kill_9_leaves_a_whole_file(tmp_path: Path) -> None:
             time.sleep(delay)
             process.send_signal(signal.SIGKILL)
         data = target.read_bytes()
+        assert len(data) == size
         assert data == data[:1] * size
         target.unlink()
 

@@ -57,7 +57,11 @@ def train(ranks: int, folder: Path, **asked: Any) -> list[dict[str, Any]]:
                 command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
-    said = [process.communicate(timeout=500) for process in running]
+    try:
+        said = [process.communicate(timeout=500) for process in running]
+    finally:  # where one failed, the others wait for it
+        for process in running:
+            process.kill()
     assert all(process.returncode == 0 for process in running), "\n".join(error[-3000:] for _, error in said)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
 
