@@ -62,9 +62,8 @@ def test_strategy_is_one_of_any_config(path: Path) -> None:
     more = ["--trainer.strategy.init_args.shard_ranks=8"] if path.stem == "fsdp" else []
     with torch.device("meta"):
         cli = fit.make_cli([f"--config={fit.QUICKSTART}", f"--config={path}", "--trainer.accelerator=cpu", *more])
-    assert {"single": "SingleDevice", "ddp": "DDP", "fsdp": "FullySharded"}[path.stem] in type(
-        cli.trainer.strategy
-    ).__name__
+    wanted = {"single": "SingleDevice", "ddp": "DDP", "fsdp": "FullySharded"}
+    assert type(cli.trainer.strategy).__name__.startswith(wanted[path.stem])
 
 
 def test_config_opens_with_what_it_reproduces_on_what_and_how(name: str) -> None:
