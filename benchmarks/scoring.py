@@ -204,12 +204,18 @@ class Scorer:
         expressions, poses = aed.compute(), apd.compute()
         self._lost["aed"].append(float(expressions["fail_rate"]))
         self._lost["apd"].append(float(poses["fail_rate"]))
-        names = self.extractors.faces.names
+        found = expressions["aed"], *(poses[name] for name in PoseDistance.names)
+        return dict(zip(self._motion_read_by, map(float, found), strict=True))
+
+    @property
+    def _motion_read_by(self) -> dict[str, Source]:
+        """The metrics of `_motion`, in its order, and what reads each."""
+        names, sources = self.extractors.faces.names, self.extractors.faces.sources
         return {
-            f"aed.{names.expression}_l1mean.v1": float(expressions["aed"]),
-            f"apd.{names.rotation}_geodesic_deg.v1": float(poses["apd"]),
-            f"apd.{names.place}_translation.v1": float(poses["translation"]),
-            f"apd.{names.place}_log_scale.v1": float(poses["log_scale"]),
+            f"aed.{names.expression}_l1mean.v1": sources[names.expression],
+            f"apd.{names.rotation}_geodesic_deg.v1": sources[names.rotation],
+            f"apd.{names.place}_translation.v1": sources[names.place],
+            f"apd.{names.place}_log_scale.v1": sources[names.place],
         }
 
     def _add_background(self, videos: Path, unedited: Pair, edited: Pair) -> None:
@@ -251,13 +257,10 @@ class Scorer:
 
     def _source(self, name: str) -> Source | None:
         """What a metric was read by."""
-        faces, identity = self.extractors.faces, self.extractors.identity
-        match name.split(".")[:2]:
-            case ["aed" | "apd", variant]:
-                return next(faces.sources[by] for by in faces.names if variant.startswith(f"{by}_"))
-            case ["csim", _]:
-                return identity.source if identity is not None else None
-        return self.extractors.perceptual.source if name == self.extractors.perceptual.id else None
+        identity, perceptual = self.extractors.identity, self.extractors.perceptual
+        if identity is not None and name.startswith("csim."):
+            return identity.source
+        return {**self._motion_read_by, perceptual.id: perceptual.source}.get(name)
 
     def _anchors(self) -> dict[str, Any]:
         """Cosine of one person's frames and of strangers' on this very set: what a CSIM is to be read between."""

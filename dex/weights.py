@@ -40,7 +40,7 @@ class Weight:
     url: str | None  # None: a converted file that no public address serves
     sha256: str
     size: int  # bytes
-    kind: Literal["mediapipe task", "onnx", "torchscript", "state dict"]
+    kind: Literal["mediapipe task", "tflite", "onnx", "torchscript", "state dict"]
     licence: str  # as its publisher states it
     use: str
     origin: str
@@ -48,6 +48,7 @@ class Weight:
 
 _MEDIAPIPE = "https://storage.googleapis.com/mediapipe-models"
 _OPENCV_ZOO = "https://media.githubusercontent.com/media/opencv/opencv_zoo/47534e27c9851bb1128ccc0102f1145e27f23f98"
+_TAESD = "https://github.com/madebyollin/taesd/raw/main"
 
 REGISTRY: dict[str, Weight] = {
     "face_landmarker": Weight(
@@ -59,6 +60,16 @@ REGISTRY: dict[str, Weight] = {
         licence="Apache-2.0",
         use="data_prep: 478 landmarks, 52 blendshapes, head transform",
         origin="MediaPipe Face Landmarker",
+    ),
+    "blaze_face": Weight(
+        file="blaze_face_short_range.tflite",
+        url=f"{_MEDIAPIPE}/face_detector/blaze_face_short_range/float16/1/blaze_face_short_range.tflite",
+        sha256="b4578f35940bf5a1a655214a1cce5cab13eba73c1297cd78e1a04c2380b0152f",
+        size=229_746,
+        kind="tflite",
+        licence="Apache-2.0",
+        use="boxes of faces near the camera",
+        origin="MediaPipe Face Detector, short range",
     ),
     "yunet": Weight(
         file="face_detection_yunet_2026may.onnx",
@@ -129,6 +140,76 @@ REGISTRY: dict[str, Weight] = {
         licence="none stated; trained on MS1M, non-commercial research",
         use="identity embedding",
         origin="the MXNet network of github.com/liguiyuan/mobilefacenet-ncnn",
+    ),
+    "mobilefacenet_casia": Weight(
+        file="id_mobilefacenet_casia_112x96.ts.pt",
+        url=None,
+        sha256="cd322da9435dad4ef5c9646530e08fa02f0f920fa29f2444fd24e698d2cfa71a",
+        size=4_360_917,
+        kind="torchscript",
+        licence="none stated; research",
+        use="identity embedding",
+        origin="the network of github.com/Xiaoccer/MobileFaceNet_Pytorch",
+    ),
+    "dlib_resnet": Weight(
+        file="id_dlib_resnet_150x150_fp16.ts.pt",
+        url=None,
+        sha256="bfc8967a94bc3a7bd3dcce1cff6df41577bb9da939f21ebbb35f3f802811c545",
+        size=11_283_439,
+        kind="torchscript",
+        licence="CC0-1.0",
+        use="identity embedding",
+        origin="dlib's face recognition ResNet v1 in face-recognition-models 0.3.0",
+    ),
+    "3ddfa_v2": Weight(
+        file="pose3dmm_3ddfa_v2_mb05_120x120.ts.pt",
+        url=None,
+        sha256="20d224a1f8e06b42b18511527e45ced39fe5fcc65ac1bef488905b540dc246aa",
+        size=3_590_500,
+        kind="torchscript",
+        licence="MIT",
+        use="a second opinion on head pose and expression",
+        origin="the network mb05 of github.com/cleardusk/3DDFA_V2",
+    ),
+    "taef2_encoder": Weight(
+        file="taef2_encoder.pth",
+        url=f"{_TAESD}/taef2_encoder.pth",
+        sha256="10a4e1021e89d7551eaf161352da8dbd0b1aa83872ae28b150c1df1ce2f147b6",
+        size=2_704_692,
+        kind="state dict",
+        licence="MIT",
+        use="tiny autoencoder of the FLUX.2 latent space: encoder",
+        origin="github.com/madebyollin/taesd",
+    ),
+    "taef2_decoder": Weight(
+        file="taef2_decoder.pth",
+        url=f"{_TAESD}/taef2_decoder.pth",
+        sha256="0a44a31e1ae59eb9dbf9359d24942fd3ef5928162c1800d97a28c61d51be0ab5",
+        size=2_704_756,
+        kind="state dict",
+        licence="MIT",
+        use="tiny autoencoder of the FLUX.2 latent space: decoder",
+        origin="github.com/madebyollin/taesd",
+    ),
+    "taef2_encoder_script": Weight(
+        file="taef2_encoder_fp16.ts.pt",
+        url=None,
+        sha256="4c1707963c0d87a74a13b878ce076a3d564260adcfe537f598f916c202814bcd",
+        size=2_792_318,
+        kind="torchscript",
+        licence="MIT",
+        use="the same encoder, ready to run",
+        origin="taef2_encoder.pth of github.com/madebyollin/taesd",
+    ),
+    "taef2_decoder_script": Weight(
+        file="taef2_decoder_fp16.ts.pt",
+        url=None,
+        sha256="dcca833a00e79828849bf1e33e54822f42d623c0d0ece255497dc06848b013a1",
+        size=2_797_376,
+        kind="torchscript",
+        licence="MIT",
+        use="the same decoder, ready to run",
+        origin="taef2_decoder.pth of github.com/madebyollin/taesd",
     ),
 }
 

@@ -91,17 +91,23 @@ def test_real_clips_go_through_data_prep_and_train(talking_heads: Path, weights_
     assert set(load_encoders(run / "export" / "encoders")) == {"pose_encoder", "expression_encoder"}
 
 
+def begun(run: Path, steps: int) -> subprocess.Popen[str]:
+    """A training that has written its first checkpoint."""
+    arguments = [sys.executable, "-m", *small_quickstart(run, steps)]
+    running = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 300
+    while not (run / "checkpoints" / "last").exists() and time.monotonic() < deadline:
+        assert running.poll() is None, "ended before its first checkpoint"
+        time.sleep(0.02)
+    return running
+
+
 @pytest.mark.slow
 def test_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = [sys.executable, "-m", *small_quickstart(run, steps=20)]
-    first = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (run / "checkpoints" / "last").exists() and time.monotonic() < deadline:
-        assert first.poll() is None, "ended before its first checkpoint"
-        time.sleep(0.02)
+    first = begun(run, steps=20)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.communicate()
     assert not (run / "result.json").exists()
     second = command(*small_quickstart(run, steps=20))
     assert second.returncode == 0, second.stderr
@@ -122,12 +128,7 @@ def test_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_that_is_asked_to_end_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = [sys.executable, "-m", *small_quickstart(run, steps=100_000)]
-    running = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 300
-    while not (run / "checkpoints" / "last").exists() and time.monotonic() < deadline:
-        assert running.poll() is None, "ended before its first checkpoint"
-        time.sleep(0.02)
+    running = begun(run, steps=100_000)
     running.send_signal(signal.SIGTERM)
     said, _ = running.communicate(timeout=200)
     assert running.returncode == 128 + signal.SIGTERM

@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.counting import Meter
 from dex.motion.trainer import MotionTrainer, Optimisation
 from dex.speed import checkpoint_blocks, compile_blocks, to_channels_last
-from tests.motion.conftest import tiny_data, tiny_trainer
+from tests.motion.conftest import Steady, tiny_data, tiny_trainer
 
 PLAIN = {"learning_rate": 2e-3, "discriminator_learning_rate": 2e-3, "teacher_poses": 5}
 
@@ -26,20 +26,12 @@ class Block(nn.Module):
         return self.layer(x).sin().exp()
 
 
-class Steady(L.Callback):
-    """Else a gradient that is nothing but rounding, another on each processor, moves its weight by a whole step."""
-
-    def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
-        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
-            group["eps"] = 1e-3
-
-
 def trained(steps: int = 3, **changes: Any) -> MotionTrainer:
     torch.manual_seed(0)
     module = tiny_trainer(optimisation=Optimisation(**{**PLAIN, **changes}))
     trainer = L.Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, callbacks=[Steady()],
+        enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, callbacks=[Steady(1e-3)],
     )  # fmt: skip
     trainer.fit(module, tiny_data())
     return module

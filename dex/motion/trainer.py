@@ -168,9 +168,7 @@ class MotionTrainer(L.LightningModule):
             )
             for generator in (self.generator, self.average):
                 generator.load_state_dict(begun.state_dict())
-            if (
-                self.read_out is not None
-            ):  # exports have none; from zero on it learns from the code before it teaches it
+            if self.read_out is not None:  # in no export; from zero on it learns from the code before it teaches it
                 for parameter in self.read_out.parameters():
                     nn.init.zeros_(parameter)
 

@@ -94,13 +94,15 @@ def verdict(figures: Mapping[str, float], own: Mapping[str, float], wrong: list[
     """Markdown: alarms with their likely causes, then every figure with its threshold."""
     broken = {alarm.name for alarm in wrong}
     lines = [f"**{alarm.name}**: {alarm.found}. {alarm.cause[0].upper()}{alarm.cause[1:]}.\n" for alarm in wrong]
-    nothing_else = "" if why_not(own) else ", and nothing else"
-    lines = lines or [f"**{no_alarm(own)}**: both controls move what they should{nothing_else}\n"]
+    why = why_not(own)
+    lines = lines or [
+        f"**{no_alarm(own)}**: both controls move what they should{'' if why else ', and nothing else'}\n"
+    ]
     lines += ["| | figure | found | healthy |", "| --- | --- | --- | --- |"]
     for rule in _RULES:
         if rule.figure in figures:
             mark = "alarm" if rule.name in broken else "ok"
             lines.append(f"| {mark} | {rule.figure} | {figures[rule.figure]:.3f} | {rule.threshold} |")
-    if why := why_not(own):
+    if why:
         lines.append(f"\nLeaks are not measurable on these tuples; {why}.")
     return "\n".join(lines)

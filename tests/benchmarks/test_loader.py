@@ -30,7 +30,7 @@ def test_it_reports_a_ratio(tmp_path: Path) -> None:
         measured = figures["modes"][mode]
         fast, bare = measured["loader_frames_per_second"], measured["bare_frames_per_second"]
         assert measured["ratio"] == pytest.approx(fast / bare)
-        assert measured["ratio"] > 0
+        assert 0 < measured["ratio"] < 2  # a loader cannot be much faster than decoding alone
     assert figures["ratio"] == min(figures["modes"][mode]["ratio"] for mode in ("pairs", "clip"))
 
 

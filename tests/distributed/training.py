@@ -33,7 +33,7 @@ from dex.motion.losses import LossWeights
 from dex.motion.trainer import MotionTrainer, Optimisation
 from dex.sharding import FullySharded, leave_group, whole
 from tests.animator.conftest import TINY_PIXELS
-from tests.motion.conftest import TINY
+from tests.motion.conftest import TINY, Steady
 
 STILL = {"rotation": 0.0, "scale": 0.0, "translation": 0.0, "perspective": 0.0, "colour": 0.0}
 
@@ -100,17 +100,13 @@ def join(parts: list[Batch]) -> Batch:
 
 
 class Record(L.Callback):
-    def __init__(self, eps: float | None) -> None:
-        self.eps = eps
+    def __init__(self) -> None:
         self.losses: list[float] = []
         self.keys: list[list[str]] = []
         self.start: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.start = averaged(module)
-        if self.eps is not None:  # else Adam's own
-            for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
-                group["eps"] = self.eps
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, _: Any, batch: Batch, __: int) -> None:
         name = "loss/total" if isinstance(module, MotionTrainer) else "loss/denoising"
@@ -170,7 +166,8 @@ def main(asked: dict[str, Any]) -> None:
     module = motion() if asked["stage"] == "motion" else animator(asked["stage"], asked["encoders"])
     data = Together(size=32, batch_size=2, drivers=2, workers=0, val_batches=2)
     data.virtual = virtual
-    record = Record(asked.get("eps"))
+    record = Record()
+    steady = [Steady(asked["eps"])] if "eps" in asked else []
     saves = Checkpoints(str(folder), every_n_steps=asked.get("every", 1000), agree_every_n_steps=1)
     saves.resume = Path(asked["resume"]) if "resume" in asked else None
     saves.listen()
@@ -183,7 +180,7 @@ def main(asked: dict[str, Any]) -> None:
         strategy=strategy(asked["strategy"]),
         precision=asked.get("precision", "32-true"),
         logger=False,
-        callbacks=[record, saves, *monitors, *previews],
+        callbacks=[record, saves, *monitors, *previews, *steady],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

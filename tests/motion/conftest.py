@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import lightning as L
 import pytest
 
 from dex.data.synthetic.module import SyntheticHeads
@@ -47,6 +48,18 @@ PIXEL_LOSSES = LossWeights(
 @pytest.fixture
 def tiny() -> MotionConfig:
     return TINY
+
+
+class Steady(L.Callback):
+    """Sets Adam's eps. By its own, a gradient that is nothing but rounding, another on each processor, moves its weight
+    by a whole step."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
+        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+            group["eps"] = self.eps
 
 
 def tiny_trainer(**changes: Any) -> MotionTrainer:
