@@ -33,6 +33,7 @@ from dex.callbacks.throughput import Throughput
 from dex.data.shards import write_atomic
 from dex.saved import ExportError, flatten
 from dex.sharding import leave_group
+from dex.speed import emulates_bf16
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 # Exit status that asks for a second start: a temporary failure in BSD's sysexits.h, 75. A cancelled run gives the
@@ -64,7 +65,7 @@ class FitCLI(LightningCLI):
     @property
     def newest(self) -> Path | None:
         """The checkpoint at which the run goes on; None in a new run. Raises `CheckpointError`."""
-        return checkpoint.newest(self.folder / "checkpoints")
+        return checkpoint.newest(Path(self.config.checkpoint.folder))
 
     def before_instantiate_classes(self) -> None:
         if not self.config.checkpoint.folder:
@@ -113,6 +114,10 @@ def fit(cli: FitCLI) -> None:
     if newest:
         check_same_settings(cli, newest)
         print(f"continuing {cli.folder} from {newest.name}; give another --run to start afresh", flush=True)
+    if cli.trainer.precision == "bf16-mixed" and cli.trainer.strategy.root_device.type == "cpu" and emulates_bf16():
+        told(
+            "warning: this processor has no bf16: steps take several times as long as with --trainer.precision 32-true"
+        )
     saves.resume, saves.settings = newest, cli.settings()
     saves.listen()
     started = time.perf_counter()

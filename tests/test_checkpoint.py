@@ -19,6 +19,7 @@ import torch
 from dex import checkpoint, export
 from dex.callbacks.checkpoints import SIGNALS, Checkpoints, Preempted
 from dex.checkpoint import CheckpointError
+from dex.fit import make_cli
 from tests.motion.conftest import TINY, tiny_data, tiny_trainer
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +120,8 @@ def test_a_run_goes_on_where_last_points_to_or_without_it_at_the_newest(
     last.symlink_to("step-0000006")
     with pytest.raises(CheckpointError, match=r"last points to step-0000006, .*: ln -sfn step-0000004 .*last"):
         checkpoint.newest(folder)
+    with pytest.raises(CheckpointError, match="ln -sfn step-0000004"):  # a run whose checkpoints lie elsewhere
+        make_cli([f"--run={tmp_path / 'run'}", f"--checkpoint.folder={folder}", "--trainer.accelerator=cpu"])
     monkeypatch.setattr(sys, "argv", ["dex.export", str(tmp_path)])  # which looks in the same place
     with pytest.raises(SystemExit, match="ln -sfn step-0000004"):
         export.main()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dex.motion.encoders import load_encoders
+from dex.speed import emulates_bf16
 
 ROOT = Path(__file__).parents[1]
 # Short, of every size and frame rate, the carphone sequence (176×144) among them.
@@ -140,6 +141,14 @@ def test_a_run_without_validation_ends_with_a_result(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "Nothing was validated" in ended.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == 2
+
+
+@pytest.mark.skipif(not emulates_bf16(), reason="this processor has bf16")
+def test_a_processor_without_bf16_is_named(tmp_path: Path) -> None:
+    asked = ["--trainer.precision=bf16-mixed", "--trainer.limit_val_batches=0"]
+    ended = command(*small_quickstart(tmp_path / "run", steps=1), *asked)
+    assert ended.returncode == 0, ended.stderr
+    assert "warning: this processor has no bf16" in ended.stdout
 
 
 @pytest.mark.parametrize(

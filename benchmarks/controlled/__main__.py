@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
 import yaml
 
 from benchmarks.controlled.measuring import REFERENCES, Questions, measured, reference, result_of
@@ -26,7 +27,7 @@ from benchmarks.controlled.tables import load, table
 from benchmarks.controlled.variants import PRESETS, VARIANTS, Variant
 from benchmarks.results import checkpoint_sha256
 from dex.animation.backends import load_backend
-from dex.speed import usable_cores
+from dex.speed import emulates_bf16, usable_cores
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULTS = Path(__file__).parents[1] / "results" / "controlled"
@@ -105,6 +106,7 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
         "steps": trained["step"],
         "seconds": None if trained["continued"] else trained["seconds"],  # of a whole training only
         "threads": threads(asked),
+        "precision": settings_of(run)["trainer"]["precision"],
         "config": config_of(run, asked.runs),
         "encoders_fingerprint": backend.encoders,
     }
@@ -117,13 +119,18 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
 def config_of(run: Path, runs: Path) -> dict[str, Any]:
     """The training's model settings. Stage 1's encoders by their path from `runs`, or from what holds the project, or
     by their folder's name alone: that says nothing of a machine."""
-    config = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    config = settings_of(run)["model"]
     settings = config["init_args"]
     if "encoders" in settings:
         encoders = Path(settings["encoders"]).resolve()
         within = [folder for folder in (runs.resolve(), CONFIGS.parent) if encoders.is_relative_to(folder)]
         settings["encoders"] = encoders.relative_to(within[0]).as_posix() if within else encoders.name
     return config
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """All that `dex.fit` was told."""
+    return yaml.safe_load((run / "config.yaml").read_text())
 
 
 def exported(asked: argparse.Namespace, name: str, seed: int) -> Path:
@@ -160,6 +167,8 @@ def train(asked: argparse.Namespace, run: Path, variant: Variant, seed: int) -> 
     if variant.stage == 2:
         encoders = asked.encoders or exported(asked, "everything", seed) / "export" / "encoders"
         change["model.init_args.encoders"] = encoders
+    if not torch.accelerator.is_available() and emulates_bf16():
+        change["trainer.precision"] = "32-true"  # of the presets' bf16 a step would take eight times as long
     arguments = [f"--{key}={value}" for key, value in change.items()]
     preset = PRESETS[asked.preset]
     configs = preset.motion if variant.stage == 1 else preset.animator

@@ -200,13 +200,31 @@ def test_stage_2_stands_on_its_seeds_stage_1_or_on_what_is_given(
     assert [command[2] for command in commands] == ["dex.fit", "dex.export"]
 
 
+@pytest.mark.parametrize(("emulates", "accelerator"), [(True, False), (False, False), (True, True)])
+def test_where_bf16_is_emulated_trainings_are_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulates: bool, accelerator: bool
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(controlled, "emulates_bf16", lambda: emulates)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    asked = argparse.Namespace(preset="small", runs=tmp_path, encoders=None, processes=1)
+    train(asked, tmp_path / "small-everything-0", VARIANTS["everything"], 0)
+    assert ("--trainer.precision=32-true" in commands[0]) == (emulates and not accelerator)
+
+
 def test_a_result_has_the_seed_of_the_training_and_the_sampler_that_drew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "small-animator-1"
     (run / "export").mkdir(parents=True)
     (run / "export" / "config.json").touch()
-    (run / "config.yaml").write_text("model: {init_args: {}}")
+    (run / "config.yaml").write_text("model: {init_args: {}}\ntrainer: {precision: 32-true}")
     (run / "result.json").write_text('{"step": 2000, "seconds": 1.0, "continued": false}')
     backend = SimpleNamespace(provenance={"sampler": {"seed": 0, "delay": 0}, "step": 2000, "seed": 0}, encoders="")
     given: dict[str, object] = {}
@@ -223,6 +241,7 @@ def test_a_result_has_the_seed_of_the_training_and_the_sampler_that_drew(
     model = json.loads(make(asked, "standard-guidance", 1).read_text())["model"]
     assert given == {"delay": 0, "blend": 0}
     assert (model["name"], model["seed"], model["steps"]) == ("standard-guidance", 1, 2000)
+    assert model["precision"] == "32-true"
     assert model["sampler"] == {"seed": 0, "delay": 0}
 
 
