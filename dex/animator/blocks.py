@@ -129,7 +129,8 @@ class DenoisingBlock(nn.Module):
         conditions: BlockConditions = (cross_attention_kwargs or {})["conditions"]
         hidden, told = hidden_states, conditions.told
         if told is not None and self.warped_out is not None:
-            hidden = hidden + kept(self.warped_reference(conditions, told), told.keep)
+            warped = told.recall((self.index, "warped"), lambda: self.warped_reference(conditions, told))
+            hidden = hidden + kept(warped, told.keep)
         hidden = hidden + self.self_attention(self.norm1(hidden), conditions)
         if told is not None and told.expression is not None:
             hidden = hidden + kept(self.attend_expression(hidden, told.expression), told.keep_expression)
@@ -169,13 +170,17 @@ class DenoisingBlock(nn.Module):
         query, key, value = self.attn1.to_q(normed), self.attn1.to_k(normed), self.attn1.to_v(normed)
         own = self.attend(query, key, value)
         output = self.attn1.to_out[1](self.attn1.to_out[0](own))
-        if conditions.told is None:
+        told = conditions.told
+        if told is None:
             return output
-        tokens = conditions.told.reference.tokens[self.index]
-        joint_key = torch.cat([key, conditions.per_frame(self.attn1.to_k(tokens))], dim=1)
-        joint_value = torch.cat([value, conditions.per_frame(self.attn1.to_v(tokens))], dim=1)
+        tokens = told.reference.tokens[self.index]
+        of_reference = told.recall((self.index, "attended"), lambda: (self.attn1.to_k(tokens), self.attn1.to_v(tokens)))
+        joint_key, joint_value = (
+            torch.cat([mine, conditions.per_frame(theirs)], dim=1)
+            for mine, theirs in zip((key, value), of_reference, strict=True)
+        )
         joint = self.attend(query, joint_key, joint_value)
-        return output + kept(self.reference_out(joint - own), conditions.told.keep)
+        return output + kept(self.reference_out(joint - own), told.keep)
 
     def attend(
         self, query: Float[Tensor, "BF N C"], key: Float[Tensor, "BF M C"], value: Float[Tensor, "BF M C"]

@@ -34,7 +34,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
-from dex.animator.conditions import Conditions, Reference
+from dex.animator.conditions import Conditions, Memory, Reference
 from dex.animator.guidance import Branch, branch_weights, check_guidance
 from dex.batch import FrameMotion
 
@@ -254,6 +254,7 @@ class _Video:
             driving_pose=torch.stack([pose for pose, _ in motions]).to(device)[windows],
             reference=Reference(tokens=repeated(reference.tokens), features=repeated(reference.features)),
             expression=torch.stack([expression for _, expression in motions]).to(device)[windows],
+            memory=Memory(),
         )
 
     def _estimate(

@@ -181,6 +181,7 @@ class AnimatorUNet(nn.Module):
             keep=keep_weights(conditions.keep, frames, self.denoiser.dtype),
             expression=self.expression_tokens(conditions.expression),
             keep_expression=keep_weights(keep_expression, frames, self.denoiser.dtype),
+            memory=conditions.memory,
         )
 
     def expression_tokens(self, expression: Float[Tensor, "B F E"] | None) -> Float[Tensor, "BF T D"] | None:
@@ -195,12 +196,15 @@ class AnimatorUNet(nn.Module):
         size = latent.shape[2:]
         if told is None:
             return latent.new_zeros(latent.shape[0], pose_channels(self.config), *size)
-        with full_precision(latent):
-            maps = ray_map(told.source_pose.float(), told.driving_pose.float(), *size)
-            if self.config.shell:
-                maps = torch.cat([maps, where(told.driving_pose.float(), size[0])], dim=1)
-        maps = maps.to(latent.dtype)
+        maps = told.recall("pose_maps", lambda: self.maps_of(told, *size)).to(latent.dtype)
         return maps if told.keep is None else maps * told.keep[..., None]
+
+    def maps_of(self, told: FrameConditions, height: int, width: int) -> Float[Tensor, "BF p h w"]:
+        with full_precision(told.driving_pose):
+            maps = ray_map(told.source_pose.float(), told.driving_pose.float(), height, width)
+            if self.config.shell:
+                maps = torch.cat([maps, where(told.driving_pose.float(), height)], dim=1)
+        return maps
 
     def is_temporal(self) -> bool:
         """Whether the temporal attention adds anything, which it does not before the video phase."""

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dex.animator.conditions import Conditions, Reference
+from dex.animator import blocks
+from dex.animator.conditions import Conditions, Memory, Reference
 from dex.animator.config import AnimatorConfig
 from dex.animator.sampler import NOISE_SCHEDULE, SamplerSettings, sample
-from dex.animator.unet import AnimatorUNet
+from dex.animator.unet import AnimatorUNet, blocks_of
 from tests.animator.conftest import TINY_PIXELS
 from tests.animator.test_guidance import formula
 
@@ -304,6 +305,19 @@ def test_real_network_is_called_as_counted(network: AnimatorUNet, monkeypatch: p
         getattr(network, part).register_forward_pre_hook(lambda *_, part=part: calls.update([part]))
     list(real_video(network, 60, steps=35, delay=5, blend=5))
     assert calls == {"reference": 1, "denoiser": 3 * (6 * 2 + 4 * 3 + 25 * 2)}
+
+
+def test_what_no_step_changes_is_computed_once_a_window(network: AnimatorUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    warped: Counter[str] = Counter()
+    warp = blocks.warp_volume
+    monkeypatch.setattr(blocks, "warp_volume", lambda *args: warped.update(["volumes"]) or warp(*args))
+    kept = torch.stack(list(real_video(network, 60)))
+    windows = 3 * len(blocks_of(network.denoiser))
+    assert warped["volumes"] == windows
+    monkeypatch.setattr(Memory, "recall", lambda self, name, make: make())
+    anew = torch.stack(list(real_video(network, 60)))
+    assert warped["volumes"] >= (1 + 3) * windows  # at each of three steps
+    torch.testing.assert_close(kept, anew, rtol=0, atol=0)
 
 
 class Watched(nn.Module):
