@@ -114,7 +114,7 @@ def random_parts(model: L.LightningModule, perceptual: bool) -> None:
         encoders = Encoders(encoder_sizes(model.network.config.expression_dim))
         model._frozen = [encoders, random_codec(model.codec_name)]
         model.network.open_additions()
-        model.average.load_state_dict(model.network.denoiser.state_dict())
+        model.begin_average()
     elif perceptual:
         cast(Any, model)._perceptual = [RandomPerceptual()]
 

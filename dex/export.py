@@ -1,7 +1,7 @@
 """Run folder → safetensors: `python -m dex.export RUN [--out DIR]`.
 
 Of a motion trainer: the moving average of its generator side (config.json, generator.safetensors) and, in encoders/,
-its pose and expression encoder alone. Of an animator: its networks with the denoiser's moving average (config.json,
+its pose and expression encoder alone. Of an animator: the moving averages of its networks (config.json,
 animator.safetensors), and a copy of the encoders that it was trained on (`--encoders` names an export that has them, in
 place of the copy). `python -m dex.animate` takes both.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -29,15 +29,17 @@ from dex.motion.encoders import (
 )
 from dex.saved import ExportError
 
+Config = TypeVar("Config", MotionConfig, AnimatorConfig)
+
 
 def export(path: Path, out: Path, half: bool = False, encoders: str | None = None) -> None:
     """`half`: weights as 16-bit floats. `encoders`: see `export_animator`. Raises `ExportError` or `CheckpointError`
-    where the checkpoint is missing, damaged, or of neither trainer."""
+    where the checkpoint is missing, damaged, of another version, or of neither trainer."""
     state = checkpoint.read_state(path)
     said = state["module"]
     provenance = {"checkpoint": path.resolve().name, "step": state["step"]}
     if "motion_config" in said:
-        config = MotionConfig.from_dict(said["motion_config"])
+        config = config_of(MotionConfig, said["motion_config"], path)
         save_generator(out, config, tensors(path, "model.average.", half), provenance, said.get("crop"))
     elif "animator_config" in said:
         export_animator(path, said, out, provenance, half, encoders)
@@ -59,7 +61,11 @@ def export_animator(
             raise ExportError(f"{there}: holds other encoders than {encoders}. Leave out --encoders to copy those.")
     state = tensors(path, "model.network.", half)
     average = tensors(path, "model.average.", half)
-    state |= {f"denoiser.{key}": tensor for key, tensor in average.items()}
+    if not average.keys() <= state.keys():
+        raise ExportError(
+            f"{path}: its averages are none of this version of dex. Export it with the version that trained it."
+        )
+    state |= average  # what the phase does not train has none
     sections = {
         "codec": trained["codec"],
         "size": trained["size"],
@@ -69,9 +75,19 @@ def export_animator(
         "crop": trained["crop"],
         "provenance": provenance | {"phase": trained["phase"], "codec_hash": trained["codec_hash"]},
     }
-    save_animator(out, AnimatorConfig.from_dict(said["animator_config"]), state, sections)
+    save_animator(out, config_of(AnimatorConfig, said["animator_config"], path), state, sections)
     if shared is None:
         copy_encoders(encoders, out / "encoders")
+
+
+def config_of(kind: type[Config], content: dict[str, Any], path: Path) -> Config:
+    """Raises `ExportError` where the checkpoint's network has settings that `kind` does not know."""
+    try:
+        return kind.from_dict(content)
+    except (TypeError, ValueError) as error:
+        raise ExportError(
+            f"{path}: its network is none of this version of dex ({error}). Export it with the version that trained it."
+        ) from error
 
 
 def tensors(path: Path, prefix: str, half: bool) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from dex.animator import pictures
@@ -131,7 +131,7 @@ class Denoised:
 
 
 class Animator(L.LightningModule):
-    """Trains the two UNets on the frozen encoders of stage 1; validates and exports the denoiser's moving average.
+    """Trains the two UNets on the frozen encoders of stage 1; validates and exports their moving average.
 
     Image phase: all but the temporal attention, on independent driving frames. Video phase: the temporal attention
     alone, on consecutive frames. The image codec and the encoders are frozen, run without gradient, and are part of no
@@ -182,7 +182,13 @@ class Animator(L.LightningModule):
             parameter.requires_grad_(True)
         if optimisation.channels_last:
             to_channels_last(self.network)
-        self.average = copy.deepcopy(self.network.denoiser).requires_grad_(False)
+        # Of each UNet that learns: an average of the denoiser is no use with a reference that has gone on without it.
+        learning = {
+            name: unet
+            for name, unet in self.network.named_children()
+            if any(parameter.requires_grad for parameter in unet.parameters())
+        }
+        self.average = nn.ModuleDict(copy.deepcopy(learning)).requires_grad_(False)
         if optimisation.compile:
             compile_blocks(self.network, BLOCKS)
         self.evaluation = AnimatorEvaluation()
@@ -221,7 +227,11 @@ class Animator(L.LightningModule):
                 check_same_network(folder, self.network.config, begun.config, ("unet.sample_size",))
                 self.check_same_task(folder, said, encoders, codec)
                 self.network.load_state_dict(begun.float().state_dict())
-            self.average.load_state_dict(self.network.denoiser.state_dict())
+            self.begin_average()
+
+    def begin_average(self) -> None:
+        for name, average in self.average.items():
+            average.load_state_dict(self.network.get_submodule(name).state_dict())
 
     def check_same_task(self, folder: Path, said: Mapping[str, Any], encoders: Encoders, codec: Codec) -> None:
         """Raises `ExportError` where the export to start from was trained on other encoders, other latents, or for
@@ -243,9 +253,9 @@ class Animator(L.LightningModule):
         """Stage by stage; the reference as a whole, since it hands out what is inside its stages."""
         if self.optimisation.muon:
             check_whole(self, "optimisation.muon")
-        denoisers = (self.network.denoiser, self.average)
-        shard(self, (unit for network in denoisers for unit in (*stages(network), network)))
-        shard(self, [self.network.reference])
+        for networks in (self.network, self.average):
+            for name, unet in networks.named_children():
+                shard(self, (*stages(cast(Any, unet)), unet) if name == "denoiser" else (unet,))
 
     def on_fit_start(self) -> None:
         """Raises the cache's error where its latents are another codec's, and `ValueError` for a precision that scales
@@ -309,7 +319,8 @@ class Animator(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Not in on_train_batch_end: a checkpoint is written before that.
         super().optimizer_step(*args, **kwargs)
-        update_average(self.average, self.network.denoiser, self.optimisation.ema_decay, self.global_step)
+        for name, average in self.average.items():
+            update_average(average, self.network.get_submodule(name), self.optimisation.ema_decay, self.global_step)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> tuple[Float[Tensor, "B c h w"], Float[Tensor, "B K c h w"]]:
@@ -441,13 +452,15 @@ class Animator(L.LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[AnimatorUNet]:
-        """The network with the denoiser's moving average in its place."""
-        trained = self.network.denoiser
-        self.network.denoiser = self.average
+        """The network with the moving averages in their places; also the reference is to be read within."""
+        trained = {name: self.network.get_submodule(name) for name in self.average}
+        for name, average in self.average.items():
+            setattr(self.network, name, average)
         try:
             yield self.network
         finally:
-            self.network.denoiser = trained
+            for name, unet in trained.items():
+                setattr(self.network, name, unet)
 
     def on_validation_epoch_start(self) -> None:
         self.drawn = 0
@@ -456,8 +469,8 @@ class Animator(L.LightningModule):
         # The same noise in every validation, so that its loss falls smoothly.
         random = torch.Generator(self.device).manual_seed(batch_idx)
         source, driving = self.latents(batch)
-        conditions = self.conditions(batch, source)
         with self.averaged():
+            conditions = self.conditions(batch, source)
             error = self.denoising_error(driving, conditions, random)
         self.evaluation.update_error(error, len(driving))
         count = fewest(self, max(0, min(len(source), self.sampled - self.drawn)))

@@ -3,9 +3,10 @@
 import copy
 import dataclasses
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import pytest
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
+from dex import checkpoint
 from dex.animation.backends import load_backend
 from dex.animator.sampler import SamplerSettings
 from dex.animator.storage import load_animator
@@ -114,7 +116,8 @@ def test_frozen_parts_are_nowhere_but_in_use(encoders: Path, tmp_path: Path) -> 
     assert not any(p.requires_grad for part in module._frozen for p in part.parameters())
     names = [name.removeprefix("model.") for name in stored(tmp_path / "last") if name.startswith("model.")]
     assert {name.split(".")[0] for name in names} == {"network", "average"}
-    assert sum(name.startswith("average.") for name in names) == len(module.network.denoiser.state_dict())
+    averages = {name.removeprefix("average.") for name in names if name.startswith("average.")}
+    assert averages == module.network.state_dict().keys()  # and of nothing else
 
 
 # What helps a training from nothing, all of it
@@ -160,7 +163,6 @@ def test_a_network_that_knows_the_answer_has_no_error_and_draws_it(
     alphas = module.noising.alphas_cumprod
 
     class Knows(nn.Module):
-        denoiser = None
         encode_reference = module.network.encode_reference
 
         def forward(self, z: Tensor, t: Tensor, conditions: Any, temporal: bool = False) -> Tensor:
@@ -170,7 +172,7 @@ def test_a_network_that_knows_the_answer_has_no_error_and_draws_it(
             return answers[prediction].expand_as(z)
 
     conditions = module.conditions(batch, source)
-    module.network = Knows()
+    module.network, module.average = Knows(), nn.ModuleDict()
     error = module.denoising_error(truth, conditions, torch.Generator().manual_seed(1))
     assert error.item() < 1e-6
     drawn = module.reenact(source[:1], conditions)
@@ -208,9 +210,9 @@ def test_without_base_weights_conditions_count_from_the_first_step(encoders: Pat
         source, driving = module.latents(batch)
         told, t = module.conditions(batch, source), torch.full((len(source),), 500)
         blind = dataclasses.replace(told, keep=torch.zeros(len(source), dtype=torch.bool))
-        for network in (module.network.denoiser, module.average):
-            module.network.denoiser = network
-            difference = module.network(driving, t, told) - module.network(driving, t, blind)
+        for entered in (nullcontext(module.network), module.averaged()):
+            with entered as network:
+                difference = network(driving, t, told) - network(driving, t, blind)
             assert (difference.abs().max() > 1e-2) == differs
 
 
@@ -397,14 +399,32 @@ def test_cached_latents_give_the_loss_of_online_encoding(encoders: Path, batch: 
     assert loss(dataclasses.replace(batch, source_latent=source, driving_latent=driving)) == online
 
 
-def test_average_takes_the_denoisers_place_and_gives_it_back(encoders: Path, tmp_path: Path) -> None:
-    module = animator(encoders)
+@pytest.mark.parametrize(("phase", "learning"), [("image", {"denoiser", "reference"}), ("video", {"denoiser"})])
+def test_averages_take_the_places_of_what_learns_and_give_them_back(
+    encoders: Path, tmp_path: Path, phase: Literal["image", "video"], learning: set[str]
+) -> None:
+    module = animator(encoders, phase=phase)
     trainer(tmp_path, max_steps=3).fit(module, heads())
-    trained = module.network.denoiser
-    assert not torch.equal(trained.conv_in.weight, module.average.conv_in.weight)
+    trained = dict(module.network.named_children())
+    assert set(module.average) == learning
+    for name, average in module.average.items():
+        assert not all(map(torch.equal, trained[name].parameters(), average.parameters()))
     with module.averaged() as network:
-        assert network.denoiser is module.average
-    assert module.network.denoiser is trained
+        assert all(network.get_submodule(name) is average for name, average in module.average.items())
+    assert dict(module.network.named_children()) == trained
+
+
+def test_validation_reads_the_reference_by_its_average(encoders: Path, batch: Batch) -> None:
+    module = ready(encoders, sampled=0)
+    source, driving = module.latents(batch)
+    random = torch.Generator().manual_seed(0)
+    for parameter in module.average["reference"].parameters():
+        parameter.fill_(1e-2)
+    module.on_validation_epoch_start()
+    module.validation_step(batch, batch_idx=0)
+    with module.averaged():
+        expected = module.denoising_error(driving, module.conditions(batch, source), random)
+    torch.testing.assert_close(module.evaluation.compute()["denoising_error"], expected.detach())
 
 
 def test_export_draws_what_the_trainer_draws_and_starts_the_video_phase(
@@ -416,11 +436,12 @@ def test_export_draws_what_the_trainer_draws_and_starts_the_video_phase(
     network, content = load_animator(tmp_path / "export")
     assert (content["codec"], content["size"]) == ("space-to-depth:4", 32)
     source, driving = module.latents(batch)
-    told = module.conditions(batch, source)
     t = torch.tensor([500, 10])
     with module.averaged() as averaged:
+        told = module.conditions(batch, source)
         expected = averaged(driving, t, told)
-    torch.testing.assert_close(network(driving, t, told), expected)
+    exported = dataclasses.replace(told, reference=network.encode_reference(source, told.source_pose))
+    torch.testing.assert_close(network(driving, t, exported), expected)
 
     video = animator(tmp_path / "export" / "encoders", phase="video", start=str(tmp_path / "export"))
     trainer(tmp_path / "video", max_steps=1).fit(video, heads())
@@ -431,6 +452,20 @@ def test_export_draws_what_the_trainer_draws_and_starts_the_video_phase(
     video = animator(tmp_path / "export" / "encoders", start=str(tmp_path / "export"), network=other)
     with pytest.raises(ExportError, match=rf"network.frames is {more - 1} there, here {more}; model.start needs"):
         video.setup("fit")
+
+
+def test_export_refuses_the_averages_of_another_version(
+    encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer(tmp_path, max_steps=1).fit(animator(encoders), heads())
+    stored_now = checkpoint.read_tensors
+
+    def of_the_denoiser_alone(path: Path, prefix: str) -> dict[str, Tensor]:
+        return stored_now(path, prefix + "denoiser." if prefix == "model.average." else prefix)
+
+    monkeypatch.setattr(checkpoint, "read_tensors", of_the_denoiser_alone)
+    with pytest.raises(ExportError, match="averages are none of this version of dex"):
+        export(tmp_path / "last", tmp_path / "export")
 
 
 def test_encoders_need_no_copy_where_the_motion_export_is_at_hand(encoders: Path, tmp_path: Path) -> None:
@@ -535,7 +570,7 @@ def test_the_image_phase_draws_each_frame_by_itself(encoders: Path, batch: Batch
     """Also where it starts from a video phase's export, whose temporal attention is trained."""
     for phase, alone in (("image", True), ("video", False)):
         module = ready(encoders, phase=phase, start="an export of the video phase", sampler=SamplerSettings(steps=2))
-        away_from_zero(module.average)
+        away_from_zero(module.average["denoiser"])
         source, _ = module.latents(batch)
         told = module.conditions(batch, source)
         first = dataclasses.replace(told, driving_pose=told.driving_pose[:, :1], expression=told.expression[:, :1])

@@ -245,6 +245,10 @@ def test_export_says_what_is_wrong(tmp_path: Path) -> None:
     torch.save({"schema": 1, "step": 3, "module": {}}, tmp_path / "state.pt")
     with pytest.raises(ExportError, match="not a checkpoint of the motion trainer"):
         export(tmp_path, tmp_path)
+    of_another_version = {"motion_config": {"size": 64, "wings": 2}}
+    torch.save({"schema": 1, "step": 3, "module": of_another_version}, tmp_path / "state.pt")
+    with pytest.raises(ExportError, match=r"none of this version of dex \(.*wings.*\). Export it with the version"):
+        export(tmp_path, tmp_path)
 
 
 def test_an_export_of_another_version_is_refused_in_words(tmp_path: Path) -> None:
