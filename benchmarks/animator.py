@@ -127,17 +127,21 @@ class Bench:
         still = torch.zeros(*batch, 3, device=self.device)
         return make_pose(matrix_from_euler(yaw, pitch, roll), still, still[..., 0] + 1)
 
-    def noise(self, frames: int, temporal: bool) -> Tensor:
-        """ε of `frames` frames of one source, the reference encoded as well."""
+    def told(self, frames: int) -> Conditions:
+        """Of `frames` frames of one source, the reference encoded now."""
         expression = torch.randn(1, frames, self.config.expression_dim, device=self.device)
         reference = self.network.encode_reference(self.latents(1))
-        told = Conditions(self.poses(1), self.poses(1, frames), reference, expression)
-        return self.network(self.latents(1, frames), torch.tensor([500], device=self.device), told, temporal)
+        return Conditions(self.poses(1), self.poses(1, frames), reference, expression)
+
+    def noise(self, told: Conditions, temporal: bool) -> Tensor:
+        """ε of its frames."""
+        latents = self.latents(1, told.driving_pose.shape[1])
+        return self.network(latents, torch.tensor([500], device=self.device), told, temporal)
 
     def training_step(self) -> None:
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16):
-            error = self.noise(DRIVERS, temporal=False).float().square().mean()
+            error = self.noise(self.told(DRIVERS), temporal=False).float().square().mean()
         error.backward()
         self.optimizer.step()
 
@@ -150,7 +154,7 @@ class Bench:
 
     @torch.inference_mode()
     def forward(self) -> None:
-        self.noise(1, temporal=False)
+        self.noise(self.told(1), temporal=False)
 
     def count_calls(self) -> dict[str, int]:
         """A tally, filled while the networks are used."""

@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.animator import Bench, network_config
 from benchmarks.counting import Count, Meter, count, on_meta, r1_interval
 from benchmarks.workload import latent_factor, merged
+from dex.animator.conditions import Memory
 from dex.animator.sampler import SamplerSettings
 from dex.animator.trainer import Animator
 
@@ -139,15 +140,16 @@ def training(config: Path) -> Training:
 
 
 def of_a_frame(config: Path, side: int) -> int:
-    """Operations by which the denoiser treats one frame of a window, once."""
+    """Operations by which the denoiser treats one frame of a window, once; at a later step than the first, which has
+    left in memory what no step changes."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         bench = Bench(network_config(config), torch.device("cpu"), side)
         bench.network.requires_grad_(False).eval()
-        with Meter() as whole:
-            bench.noise(bench.config.frames, temporal=True)
-        with Meter() as reference:
-            bench.network.encode_reference(bench.latents(1))
-    return (whole.flops - reference.flops) // bench.config.frames
+        told = dataclasses.replace(bench.told(bench.config.frames), memory=Memory())
+        bench.noise(told, temporal=True)
+        with Meter() as later:
+            bench.noise(told, temporal=True)
+    return later.flops // bench.config.frames
 
 
 def sharded_units(model: Any) -> list[nn.Module]:

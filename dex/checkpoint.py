@@ -196,7 +196,10 @@ def random_state() -> dict[str, Any]:
 def read_state(path: Path) -> dict[str, Any]:
     """Everything but the tensors. Raises `CheckpointError`."""
     if not (path / STATE).is_file():
-        raise CheckpointError(f"{path}: no checkpoint. A run writes them while `python -m dex.fit` trains.")
+        raise CheckpointError(
+            f"{path}: no checkpoint. A run writes them while `python -m dex.fit` trains; where checkpoint.folder "
+            "names another place, name one of those there."
+        )
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes of the reader
@@ -270,8 +273,8 @@ def check_names(path: Path, into: Mapping[str, Tensor], known: Mapping[str, tupl
     wrong = sorted(model ^ set(into)) or [name for name, tensor in into.items() if tensor.shape != known[name][0]]
     if wrong:
         raise CheckpointError(
-            f"{path}: made by another model; {len(wrong)} tensors are missing, unknown or of another shape, "
-            f"such as {wrong[0].removeprefix('model.')}. Give the run's own settings, or train in a new --run."
+            f"{path}: made by another model or version of dex; {len(wrong)} tensors are missing, unknown or of another "
+            f"shape, such as {wrong[0].removeprefix('model.')}. Give the run's own settings, or train in a new --run."
         )
 
 

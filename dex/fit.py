@@ -63,13 +63,13 @@ class FitCLI(LightningCLI):
         return Path(self.config.run)
 
     @property
+    def checkpoints(self) -> Path:
+        return Path(self.config.checkpoint.folder or self.folder / "checkpoints")
+
+    @property
     def newest(self) -> Path | None:
         """The checkpoint at which the run goes on; None in a new run. Raises `CheckpointError`."""
-        return checkpoint.newest(Path(self.config.checkpoint.folder))
-
-    def before_instantiate_classes(self) -> None:
-        if not self.config.checkpoint.folder:
-            self.config.checkpoint.folder = str(self.folder / "checkpoints")
+        return checkpoint.newest(self.checkpoints)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         # Of what a killed run logged after its last checkpoint, TensorBoard shows only the repetition.
@@ -118,7 +118,7 @@ def fit(cli: FitCLI) -> None:
         told(
             "warning: this processor has no bf16: steps take several times as long as with --trainer.precision 32-true"
         )
-    saves.resume, saves.settings = newest, cli.settings()
+    saves.folder, saves.resume, saves.settings = cli.checkpoints, newest, cli.settings()
     saves.listen()
     started = time.perf_counter()
     cli.trainer.fit(cli.model, cli.datamodule)

@@ -122,6 +122,9 @@ def test_a_run_goes_on_where_last_points_to_or_without_it_at_the_newest(
         checkpoint.newest(folder)
     with pytest.raises(CheckpointError, match="ln -sfn step-0000004"):  # a run whose checkpoints lie elsewhere
         make_cli([f"--run={tmp_path / 'run'}", f"--checkpoint.folder={folder}", "--trainer.accelerator=cpu"])
+    cli = make_cli([f"--run={tmp_path / 'run'}", "--trainer.accelerator=cpu"])
+    assert cli.checkpoints == tmp_path / "run" / "checkpoints"
+    assert cli.config.checkpoint.folder == ""  # a copy of the run's settings does not point here
     monkeypatch.setattr(sys, "argv", ["dex.export", str(tmp_path)])  # which looks in the same place
     with pytest.raises(SystemExit, match="ln -sfn step-0000004"):
         export.main()
@@ -223,7 +226,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(tiny_trainer(network=dataclasses.replace(TINY, expression_dim=16)))
     trainer.strategy._lightning_module = trainer.strategy.model
-    with pytest.raises(CheckpointError, match=r"made by another model; .* such as"):
+    with pytest.raises(CheckpointError, match=r"made by another model or version of dex; .* such as"):
         checkpoint.load(trainer, last)
     state = torch.load(last / "state.pt", weights_only=True)
     torch.save(state | {"schema": 0}, last / "state.pt")

@@ -167,7 +167,9 @@ def train(asked: argparse.Namespace, run: Path, variant: Variant, seed: int) -> 
     if variant.stage == 2:
         encoders = asked.encoders or exported(asked, "everything", seed) / "export" / "encoders"
         change["model.init_args.encoders"] = encoders
-    if not torch.accelerator.is_available() and emulates_bf16():
+    if (run / "config.yaml").is_file():  # it goes on as it began
+        change["trainer.precision"] = settings_of(run)["trainer"]["precision"]
+    elif not torch.accelerator.is_available() and emulates_bf16():
         change["trainer.precision"] = "32-true"  # of the presets' bf16 a step would take eight times as long
     arguments = [f"--{key}={value}" for key, value in change.items()]
     preset = PRESETS[asked.preset]

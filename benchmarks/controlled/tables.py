@@ -158,4 +158,7 @@ def notes(results: Sequence[Result]) -> list[str]:
     devices = sorted({f"{c['environment']['device']}, {c['model']['threads']} threads" for c in timed})
     if seconds:
         lines.append(f"- Seconds of training, where nothing interrupted it: {seconds} ({'; '.join(devices)} each).")
+    exact = [r.content["model"] for r in results if r.content["model"].get("precision") == "32-true"]
+    if said := ", ".join(f"{model['name']}-{model['seed']}" for model in exact):
+        lines.append(f"- Trained in float32, the processor having no bf16: {said}.")
     return lines

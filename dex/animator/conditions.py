@@ -25,7 +25,8 @@ class Reference:
 
 class Memory:
     """What follows from poses and reference alone, kept from one step of sampling to the next: warped reference, its
-    keys and values, the maps of the poses. Of the paper's 24 frames of 512² about 0.6 GB in bf16."""
+    keys and values, the maps of the poses. Others want a new one. Of a window of 24 frames of 512² in the paper's
+    size about 0.6 GB in bf16."""
 
     def __init__(self) -> None:
         self.kept: dict[Hashable, Any] = {}

@@ -122,6 +122,10 @@ class DiffusionLoss:
             )
 
 
+# P_s, P_d and e of a batch
+Motion = tuple[Float[Tensor, "B 3 4"], Float[Tensor, "B K 3 4"], Float[Tensor, "B K E"]]
+
+
 @dataclass(frozen=True)
 class Denoised:
     """What the network makes of noisy latents."""
@@ -336,28 +340,22 @@ class Animator(L.LightningModule):
         return encoded[:sources], encoded[sources:].unflatten(0, (sources, frames))
 
     def conditions(self, batch: Batch, source_latent: Float[Tensor, "B c h w"], labels: bool = False) -> Conditions:
-        """P_s, P_d and e read by the frozen encoders (with `labels`, poses by the labels, where there are any); the
-        reference read from the source's latent."""
+        """P_s, P_d and e of `motion`; the reference read from the source's latent."""
+        source_pose, driving_pose, codes = self.motion(batch, labels)
+        return Conditions(source_pose, driving_pose, self.network.encode_reference(source_latent, source_pose), codes)
+
+    def motion(self, batch: Batch, labels: bool = False) -> Motion:
+        """Read by the frozen encoders; with `labels`, poses by the labels, where there are any."""
         source_weight, driving_weight = batch.source_pose_weight, batch.driving_pose_weight
         if labels and (source_weight > 0).all() and (driving_weight > 0).all():  # nothing is left to be read
-            return self.conditions_of(source_latent, batch.source_pose, batch.driving_pose, batch.expression_view)
-        pose_view = batch.driving if batch.pose_view is None else batch.pose_view
-        source_pose, driving_pose = self.read_poses(batch.source, pose_view)
-        if labels:
-            source_pose = known_poses(batch.source_pose, source_weight, source_pose)
-            driving_pose = known_poses(batch.driving_pose, driving_weight, driving_pose)
-        return self.conditions_of(source_latent, source_pose, driving_pose, batch.expression_view)
-
-    def conditions_of(
-        self,
-        source_latent: Float[Tensor, "B c h w"],
-        source_pose: Float[Tensor, "B 3 4"],
-        driving_pose: Float[Tensor, "B K 3 4"],
-        expression_view: Float[Tensor, "B K 3 H W"],
-    ) -> Conditions:
-        codes = self.read_codes(expression_view.flatten(0, 1)).float()
-        reference = self.network.encode_reference(source_latent, source_pose)
-        return Conditions(source_pose, driving_pose, reference, codes.unflatten(0, expression_view.shape[:2]))
+            source_pose, driving_pose = batch.source_pose, batch.driving_pose
+        else:
+            pose_view = batch.driving if batch.pose_view is None else batch.pose_view
+            source_pose, driving_pose = self.read_poses(batch.source, pose_view)
+            if labels:
+                source_pose = known_poses(batch.source_pose, source_weight, source_pose)
+                driving_pose = known_poses(batch.driving_pose, driving_weight, driving_pose)
+        return source_pose, driving_pose, self.codes_of_frames(batch.expression_view)
 
     def read_poses(
         self, source: Float[Tensor, "B 3 H W"], pose_view: Float[Tensor, "B K 3 H W"]
@@ -365,6 +363,9 @@ class Animator(L.LightningModule):
         """P_s and P_d, by the frozen encoder."""
         driving = self.encoders.read_pose(pose_view.flatten(0, 1)).float().unflatten(0, pose_view.shape[:2])
         return self.encoders.read_pose(source).float(), driving
+
+    def codes_of_frames(self, expression_view: Float[Tensor, "B K 3 H W"]) -> Float[Tensor, "B K E"]:
+        return self.read_codes(expression_view.flatten(0, 1)).float().unflatten(0, expression_view.shape[:2])
 
     @property
     def joint_code(self) -> bool:
@@ -475,20 +476,21 @@ class Animator(L.LightningModule):
         self.evaluation.update_error(error, len(driving))
         count = fewest(self, max(0, min(len(source), self.sampled - self.drawn)))
         if count:
-            made = self.reenact(source[:count], conditions)
+            assert conditions.expression is not None
+            motion = conditions.source_pose, conditions.driving_pose, conditions.expression
+            made = self.reenact(source[:count], motion)
             self.evaluation.update_pictures(made, batch.driving[:count], batch.source[:count])
             self.drawn += count
 
     @torch.no_grad()
-    def reenact(self, source: Float[Tensor, "n c h w"], told: Conditions) -> Float[Tensor, "n K 3 H W"]:
+    def reenact(self, source: Float[Tensor, "n c h w"], motion: Motion) -> Float[Tensor, "n K 3 H W"]:
         """Î of the first n samples by the moving average, drawn by the sampler; pictures in [-1, 1]."""
-        assert told.expression is not None
         temporal = self.phase == "video"  # as in training: the image phase's frames do not follow each other
         made = []
         with self.averaged() as network:
-            for i, latent in enumerate(source):
-                motion = zip(told.driving_pose[i], told.expression[i], strict=True)
-                latents = sample(network, latent, told.source_pose[i], motion, self.sampler, self.schedule, temporal)
+            for latent, source_pose, driving_pose, codes in zip(source, *motion, strict=False):
+                driving = zip(driving_pose, codes, strict=True)
+                latents = sample(network, latent, source_pose, driving, self.sampler, self.schedule, temporal)
                 made.append(torch.stack(list(decode_frames(self.codec, latents))))
         return torch.stack(made)
 
@@ -500,9 +502,8 @@ class Animator(L.LightningModule):
         expression_view: Float[Tensor, "N 3 H W"],
     ) -> Float[Tensor, "N 3 H W"]:
         """One picture of each source, each drawn by itself from the same noise; in [-1, 1]."""
-        latent = self.codec.encode(source)
-        told = self.conditions_of(latent, *self.read_poses(source, pose_view[:, None]), expression_view[:, None])
-        return self.reenact(latent, told)[:, 0]
+        motion = (*self.read_poses(source, pose_view[:, None]), self.codes_of_frames(expression_view[:, None]))
+        return self.reenact(self.codec.encode(source), motion)[:, 0]
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self.evaluation.compute().items()})
@@ -515,7 +516,7 @@ class Animator(L.LightningModule):
         count = fewest(self, min(samples, self.sampled, len(source)))
         if not count:
             return {}
-        made = self.reenact(source[:count], self.conditions(batch, source))
+        made = self.reenact(source[:count], self.motion(batch))
         return {"preview/source_drivers_outputs": pictures.reenactment_grid(batch, made)}
 
     def report(self, figures: Mapping[str, float]) -> str:

@@ -171,11 +171,11 @@ def test_a_network_that_knows_the_answer_has_no_error_and_draws_it(
             answers = {"epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * truth, "sample": truth}
             return answers[prediction].expand_as(z)
 
-    conditions = module.conditions(batch, source)
+    conditions, motion = module.conditions(batch, source), module.motion(batch)
     module.network, module.average = Knows(), nn.ModuleDict()
     error = module.denoising_error(truth, conditions, torch.Generator().manual_seed(1))
     assert error.item() < 1e-6
-    drawn = module.reenact(source[:1], conditions)
+    drawn = module.reenact(source[:1], motion)
     torch.testing.assert_close(drawn[0, 0], batch.driving[0, 0], atol=noise_left, rtol=0)
 
 
@@ -418,13 +418,17 @@ def test_validation_reads_the_reference_by_its_average(encoders: Path, batch: Ba
     module = ready(encoders, sampled=0)
     source, driving = module.latents(batch)
     random = torch.Generator().manual_seed(0)
+    away_from_zero(module.average["denoiser"])
     for parameter in module.average["reference"].parameters():
         parameter.fill_(1e-2)
+    live = module.conditions(batch, source)
     module.on_validation_epoch_start()
     module.validation_step(batch, batch_idx=0)
     with module.averaged():
         expected = module.denoising_error(driving, module.conditions(batch, source), random)
+        other = module.denoising_error(driving, live, random.manual_seed(0))
     torch.testing.assert_close(module.evaluation.compute()["denoising_error"], expected.detach())
+    assert (expected - other).abs() > 1e-3
 
 
 def test_export_draws_what_the_trainer_draws_and_starts_the_video_phase(
@@ -572,9 +576,9 @@ def test_the_image_phase_draws_each_frame_by_itself(encoders: Path, batch: Batch
         module = ready(encoders, phase=phase, start="an export of the video phase", sampler=SamplerSettings(steps=2))
         away_from_zero(module.average["denoiser"])
         source, _ = module.latents(batch)
-        told = module.conditions(batch, source)
-        first = dataclasses.replace(told, driving_pose=told.driving_pose[:, :1], expression=told.expression[:, :1])
-        both, one = (module.reenact(source[:1], conditions)[0, 0] for conditions in (told, first))
+        source_pose, driving_pose, codes = module.motion(batch)
+        first = source_pose, driving_pose[:, :1], codes[:, :1]
+        both, one = (module.reenact(source[:1], motion)[0, 0] for motion in (module.motion(batch), first))
         assert torch.allclose(both, one, atol=1e-4) == alone
 
 

@@ -219,7 +219,7 @@ def output(module: Any, batch: Batch) -> list[float]:
     if isinstance(module, MotionTrainer):
         return module.reenact(batch).fake.double().flatten(2).sum(dim=2).flatten().tolist()
     source, _ = module.latents(batch)
-    made = module.reenact(source[:1], module.conditions(batch, source))
+    made = module.reenact(source[:1], module.motion(batch))
     return made.double().flatten(2).sum(dim=2).flatten().tolist()
 
 
