@@ -152,13 +152,13 @@ def notes(results: Sequence[Result]) -> list[str]:
     drifts = {name: median_drift([r for r in results if r.method == name]) for name in VARIANTS}
     if said := ", ".join(f"{name} {drift:.1f}°" for name, drift in drifts.items() if drift is not None):
         lines.append(f"- Median over tuples of the pose's drift under an edit of the expression: {said}.")
-    own_trainings = (r for r in results if r.method in VARIANTS and VARIANTS[r.method].of is None)
-    timed = [result.content for result in own_trainings if result.content["model"].get("seconds")]
+    trained = [r.content for r in results if r.method in VARIANTS and VARIANTS[r.method].of is None]
+    timed = [content for content in trained if content["model"].get("seconds")]
     seconds = ", ".join(f"{c['model']['name']}-{c['model']['seed']} {c['model']['seconds']:.0f}" for c in timed)
     devices = sorted({f"{c['environment']['device']}, {c['model']['threads']} threads" for c in timed})
     if seconds:
         lines.append(f"- Seconds of training, where nothing interrupted it: {seconds} ({'; '.join(devices)} each).")
-    exact = [r.content["model"] for r in results if r.content["model"].get("precision") == "32-true"]
+    exact = [content["model"] for content in trained if content["model"].get("precision") == "32-true"]
     if said := ", ".join(f"{model['name']}-{model['seed']}" for model in exact):
         lines.append(f"- Trained in float32, the processor having no bf16: {said}.")
     return lines

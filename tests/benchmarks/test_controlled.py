@@ -101,7 +101,8 @@ def make_result(folder: Path, name: str, seed: int, factor: float) -> None:
     content = {
         "schema": 1, "id": "", "task": "controlled",
         "dataset": {"name": "small", "size": 64, "framing": "close", "tuples": 6},
-        "model": {"name": name, "letter": "a", "seed": seed, "seconds": 10.0 + seed, "threads": 1},
+        "model": {"name": name, "letter": "a", "seed": seed, "seconds": 10.0 + seed, "threads": 1,
+                  "precision": "32-true" if seed else "bf16-mixed"},
         "estimator": {"": own}, "environment": {"device": "a CPU"},
         "metrics": [entry("S", "", factor, 6, None, "")],
     }  # fmt: skip
@@ -120,6 +121,7 @@ def test_seeds_are_pooled_tuple_by_tuple(tmp_path: Path) -> None:
     assert "| a | the method | 0, 1 | 0.70 [" in said
     assert "0.60, 0.80" in said  # S of each seed
     assert "where nothing interrupted it: everything-0 10, everything-1 11 (a CPU, 1 threads each)" in said
+    assert "Trained in float32, the processor having no bf16: everything-1." in said
     path = tmp_path / "small-everything-0.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(ResultError, match="was edited"):
