@@ -8,6 +8,7 @@ windows overlap by 4. bf16 on a GPU, float32 on a CPU. The floor is the counted 
 product, measured in the same run. Variants take turns; milliseconds are medians over the rounds.
 
 - `late expression`: the paper's guidance; a branch that has no weight at a step is not evaluated.
+- `nothing kept`: the same, with what no step changes computed at every step.
 - `expression at once`: delay and blend 0, always the same two branches. `unguided`: scale 1, half the work.
 - decoders: on latents of the config's picture size, Stable Diffusion's VAE, its small TAESD, and space-to-depth.
 - motion trainer: one forward pass a frame, reading the driver included; the source has been read before.
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import AutoencoderTiny
@@ -33,6 +35,7 @@ from benchmarks.counting import Meter
 from benchmarks.train_speed import begin_memory, hardware, matrix_rate, peak_memory, wait
 from benchmarks.workload import latent_factor, merged, random_codec
 from dex.animator.codec import Autoencoder, Codec
+from dex.animator.conditions import FrameConditions
 from dex.motion.config import MotionConfig
 from dex.motion.generator import MotionGenerator
 
@@ -84,6 +87,7 @@ def run(how: argparse.Namespace) -> dict[str, Any]:
     bench.for_inference(dtype)
     calls = bench.count_calls()
     works = {f"sampler, {name}": sampler(bench, how.frames, steps, guidance) for name, guidance in GUIDANCE.items()}
+    works["sampler, nothing kept"] = forgetful(works["sampler, late expression"])
     works |= {f"decoder, {name}": decoder(name, size, how.device, dtype) for name in DECODERS}
     works["motion trainer"] = one_pass(how.motion_config, how.device, dtype)
     counted = {name: counts(work, calls, how.device) for name, work in works.items()}  # and a warm-up
@@ -127,6 +131,14 @@ def run(how: argparse.Namespace) -> dict[str, Any]:
 def sampler(bench: Bench, frames: int, steps: int, guidance: dict[str, Any]) -> Work:
     settings = bench.settings(steps, **guidance)
     return Work(lambda: bench.video(frames, settings), frames)
+
+
+def forgetful(work: Work) -> Work:
+    def run() -> None:
+        with mock.patch.object(FrameConditions, "recall", lambda _told, _name, make: make()):
+            work.run()
+
+    return Work(run, work.frames)
 
 
 def decoder(name: str, size: int, device: str, dtype: torch.dtype) -> Work:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -27,9 +27,9 @@ from dex.motion.encoders import (
     load_encoders,
     save_generator,
 )
-from dex.saved import ExportError
+from dex.saved import ExportError, of_this_version
 
-Config = TypeVar("Config", MotionConfig, AnimatorConfig)
+TRAINED_BY = "Export it with the version that trained it."  # the remedy for a checkpoint of another one
 
 
 def export(path: Path, out: Path, half: bool = False, encoders: str | None = None) -> None:
@@ -39,7 +39,8 @@ def export(path: Path, out: Path, half: bool = False, encoders: str | None = Non
     said = state["module"]
     provenance = {"checkpoint": path.resolve().name, "step": state["step"]}
     if "motion_config" in said:
-        config = config_of(MotionConfig, said["motion_config"], path)
+        with of_this_version(path, TRAINED_BY):
+            config = MotionConfig.from_dict(said["motion_config"])
         save_generator(out, config, tensors(path, "model.average.", half), provenance, said.get("crop"))
     elif "animator_config" in said:
         export_animator(path, said, out, provenance, half, encoders)
@@ -62,9 +63,7 @@ def export_animator(
     state = tensors(path, "model.network.", half)
     average = tensors(path, "model.average.", half)
     if not average.keys() <= state.keys():
-        raise ExportError(
-            f"{path}: its averages are none of this version of dex. Export it with the version that trained it."
-        )
+        raise ExportError(f"{path}: its averages are none of this version of dex. {TRAINED_BY}")
     state |= average  # what the phase does not train has none
     sections = {
         "codec": trained["codec"],
@@ -75,19 +74,11 @@ def export_animator(
         "crop": trained["crop"],
         "provenance": provenance | {"phase": trained["phase"], "codec_hash": trained["codec_hash"]},
     }
-    save_animator(out, config_of(AnimatorConfig, said["animator_config"], path), state, sections)
+    with of_this_version(path, TRAINED_BY):
+        config = AnimatorConfig.from_dict(said["animator_config"])
+    save_animator(out, config, state, sections)
     if shared is None:
         copy_encoders(encoders, out / "encoders")
-
-
-def config_of(kind: type[Config], content: dict[str, Any], path: Path) -> Config:
-    """Raises `ExportError` where the checkpoint's network has settings that `kind` does not know."""
-    try:
-        return kind.from_dict(content)
-    except (TypeError, ValueError) as error:
-        raise ExportError(
-            f"{path}: its network is none of this version of dex ({error}). Export it with the version that trained it."
-        ) from error
 
 
 def tensors(path: Path, prefix: str, half: bool) -> dict[str, Tensor]:

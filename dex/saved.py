@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,15 +73,19 @@ def build(kind: Callable[[dict[str, Any]], Network], saved: Saved, folder: Path)
 
     Raises `ExportError` where it knows no such network, as when another version of dex wrote it, or the weights differ.
     """
-    try:
+    with of_this_version(folder / "config.json", "Export the run again, or use the version that wrote it."):
         network = kind(saved.content["network"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ExportError(
-            f"{folder / 'config.json'}: its network is none of this version of dex ({error}). "
-            "Export the run again, or use the version that wrote it."
-        ) from error
     load_exactly(network, saved.state, folder)
     return network.requires_grad_(False).eval()
+
+
+@contextmanager
+def of_this_version(path: Path, remedy: str) -> Iterator[None]:
+    """Raises `ExportError` where what is made inside, of the network that `path` describes, knows no such one."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{path}: its network is none of this version of dex ({error}). {remedy}") from error
 
 
 def load_exactly(module: torch.nn.Module, state: dict[str, Tensor], folder: Path) -> None:

@@ -51,6 +51,5 @@ def usable_cores() -> int:
 
 def emulates_bf16() -> bool:
     """Whether oneDNN has no bf16 for this processor, so that a training step in it takes several times as long as in
-    float32: eight times, measured at 64² on one with AVX2 alone. With AVX-512 alone it is 1.3 times, and not told here.
-    """
+    float32 (docs/speed.md). AVX-512 without bf16 costs little, and is not counted."""
     return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()

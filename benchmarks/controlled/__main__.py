@@ -170,7 +170,7 @@ def train(asked: argparse.Namespace, run: Path, variant: Variant, seed: int) -> 
     if (run / "config.yaml").is_file():  # it goes on as it began
         change["trainer.precision"] = settings_of(run)["trainer"]["precision"]
     elif not torch.accelerator.is_available() and emulates_bf16():
-        change["trainer.precision"] = "32-true"  # of the presets' bf16 a step would take eight times as long
+        change["trainer.precision"] = "32-true"  # a step of the presets' bf16 takes several times as long
     arguments = [f"--{key}={value}" for key, value in change.items()]
     preset = PRESETS[asked.preset]
     configs = preset.motion if variant.stage == 1 else preset.animator

@@ -23,18 +23,9 @@ class Reference:
     features: tuple[Float[Tensor, "B N C"], ...]  # hidden states at the block's entrance, warped as 3D features
 
 
-class Memory:
-    """What follows from poses and reference alone, kept from one step of sampling to the next: warped reference, its
-    keys and values, the maps of the poses. Others want a new one. Of a window of 24 frames of 512² in the paper's
-    size about 0.6 GB in bf16."""
-
-    def __init__(self) -> None:
-        self.kept: dict[Hashable, Any] = {}
-
-    def recall(self, name: Hashable, make: Callable[[], Any]) -> Any:
-        if name not in self.kept:
-            self.kept[name] = make()
-        return self.kept[name]
+# What follows from poses and reference alone, by name: warped reference, its keys and values, the maps of the poses.
+# For one set of those, so others want a new one. It holds a hidden state of every block for every frame of a window.
+Memory = dict[Hashable, Any]
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,11 @@ class FrameConditions:
 
     def recall(self, name: Hashable, make: Callable[[], Any]) -> Any:
         """`make()`, or what it gave at an earlier step of the same sampling."""
-        return make() if self.memory is None else self.memory.recall(name, make)
+        if self.memory is None:
+            return make()
+        if name not in self.memory:
+            self.memory[name] = make()
+        return self.memory[name]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dex.animator import blocks
-from dex.animator.conditions import Conditions, Memory, Reference
+from dex.animator.conditions import Conditions, FrameConditions, Reference
 from dex.animator.config import AnimatorConfig
 from dex.animator.sampler import NOISE_SCHEDULE, SamplerSettings, sample
 from dex.animator.unet import AnimatorUNet, blocks_of
@@ -314,7 +314,7 @@ def test_what_no_step_changes_is_computed_once_a_window(network: AnimatorUNet, m
     kept = torch.stack(list(real_video(network, 60)))
     windows = 3 * len(blocks_of(network.denoiser))
     assert warped["volumes"] == windows
-    monkeypatch.setattr(Memory, "recall", lambda self, name, make: make())
+    monkeypatch.setattr(FrameConditions, "recall", lambda self, name, make: make())
     anew = torch.stack(list(real_video(network, 60)))
     assert warped["volumes"] >= (1 + 3) * windows  # at each of three steps
     torch.testing.assert_close(kept, anew, rtol=0, atol=0)

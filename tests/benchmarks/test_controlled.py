@@ -52,6 +52,19 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     )
 
 
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What would be run is noted here instead."""
+    noted: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        noted.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return noted
+
+
 @pytest.mark.slow
 def test_runs_are_made_once_and_stand_in_one_table(
     tiny: argparse.Namespace, capsys: pytest.CaptureFixture[str]
@@ -183,18 +196,11 @@ def test_a_result_names_no_folder_of_the_machine(tmp_path: Path, encoders: str |
 
 @pytest.mark.parametrize("given", [None, Path("dex/assets/demo")])
 def test_stage_2_stands_on_its_seeds_stage_1_or_on_what_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Path | None
+    tmp_path: Path, commands: list[list[str]], given: Path | None
 ) -> None:
     stage_1 = tmp_path / "small-everything-1"
     (stage_1 / "export").mkdir(parents=True)
     (stage_1 / "export" / "config.json").touch()
-    commands: list[list[str]] = []
-
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", run)
     asked = argparse.Namespace(preset="small", runs=tmp_path, encoders=given, processes=1)
     train(asked, tmp_path / "small-animator-1", VARIANTS["animator"], 1)
     expected = given or stage_1 / "export" / "encoders"
@@ -204,20 +210,23 @@ def test_stage_2_stands_on_its_seeds_stage_1_or_on_what_is_given(
 
 @pytest.mark.parametrize(("emulates", "accelerator"), [(True, False), (False, False), (True, True)])
 def test_where_bf16_is_emulated_trainings_are_in_float32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulates: bool, accelerator: bool
+    tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, emulates: bool, accelerator: bool
 ) -> None:
-    commands: list[list[str]] = []
-
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(controlled, "emulates_bf16", lambda: emulates)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
     asked = argparse.Namespace(preset="small", runs=tmp_path, encoders=None, processes=1)
     train(asked, tmp_path / "small-everything-0", VARIANTS["everything"], 0)
     assert ("--trainer.precision=32-true" in commands[0]) == (emulates and not accelerator)
+
+
+def test_a_training_is_continued_in_its_own_precision(
+    tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controlled, "emulates_bf16", lambda: True)
+    (tmp_path / "config.yaml").write_text("trainer: {precision: bf16-mixed}")
+    asked = argparse.Namespace(preset="small", runs=tmp_path, encoders=None, processes=1)
+    train(asked, tmp_path, VARIANTS["everything"], 0)
+    assert "--trainer.precision=bf16-mixed" in commands[0]
 
 
 def test_a_result_has_the_seed_of_the_training_and_the_sampler_that_drew(
