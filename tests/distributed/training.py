@@ -1,7 +1,7 @@
-"""One rank of a small training, for tests: `python -m tests.distributed.training JSON` under a launcher's variables.
+"""One rank of a small training, for tests, under a launcher's variables.
 
-JSON: stage ("motion", "image", "video"), strategy ("single", "ddp", "fsdp", "hybrid"), ranks, steps, folder, and
-optionally resume (a checkpoint), every, encoders, monitor (previews with it), precision. Each rank writes
+What is asked: stage ("motion", "image", "video"), strategy ("single", "ddp", "fsdp", "hybrid"), ranks, steps, folder,
+and optionally resume (a checkpoint), every, encoders, monitor (previews with it), precision. Each rank writes
 folder/rank-R.json: losses and sample keys of its steps, and what the moving average makes of one batch; the first also
 average.safetensors, and start.safetensors with what it was before the first step. A single process stands in for
 `virtual` ranks: it trains on all of their samples at once, so that its steps are those of the ranks together.
@@ -9,7 +9,8 @@ average.safetensors, and start.safetensors with what it was before the first ste
 
 import dataclasses
 import json
-import sys
+import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,5 +224,13 @@ def output(module: Any, batch: Batch) -> list[float]:
     return made.double().flatten(2).sum(dim=2).flatten().tolist()
 
 
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+def rank_process(asked: dict[str, Any], launched: dict[str, str]) -> None:
+    """What a rank's process runs. If it fails, folder/failure-RANK.txt says why."""
+    os.environ.update(launched)
+    try:
+        main(asked)
+    except BaseException:
+        folder = Path(asked["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"failure-{launched.get('LOCAL_RANK', 0)}.txt").write_text(traceback.format_exc())
+        raise
