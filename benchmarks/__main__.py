@@ -76,7 +76,10 @@ def make_parser() -> argparse.ArgumentParser:
     commands.add_parser("published", help="what papers state, quoted: never in one table with what is measured")
 
     baselines = commands.add_parser("baselines", help="every reference row through a protocol, and their table")
-    baselines.add_argument("--out", type=Path, required=True, metavar="DIR")
+    baselines.add_argument(
+        "--out", type=Path, required=True, metavar="DIR",
+        help="rows of this protocol that are there are kept, whatever read them: for other readers take another folder",
+    )  # fmt: skip
     baselines.set_defaults(checkpoint=None, seed=0, steps=None, guidance=None, devices="1", nodes=1)
 
     for command in (run, score, baselines):

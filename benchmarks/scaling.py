@@ -115,9 +115,10 @@ def placed(document: str, text: str) -> str:
 
 
 def training(config: Path) -> Training:
-    """Builds and counts."""
+    """Builds and counts; with Adam's moments for all weights, since Muon is refused where they are sharded."""
     settings = merged([config])
-    cli, _ = on_meta([config])
+    with_adam = ["--model.init_args.optimisation.muon=0"]
+    cli, _ = on_meta([config], with_adam)
     model: Any = cli.model
     video = isinstance(model, Animator) and model.phase == "video"
     units = sharded_units(model)
@@ -127,7 +128,7 @@ def training(config: Path) -> Training:
     data: Any = cli.datamodule
     return Training(
         name=config.stem,
-        work=count([config]),
+        work=count([config], with_adam),
         units=tuple(described),
         whole=sum(parameter.numel() for parameter in whole),
         half=settings["trainer"].get("precision") == "bf16-mixed",

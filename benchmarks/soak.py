@@ -7,7 +7,8 @@ line to what came after the first half, in which caches and pools fill. `drift` 
 first to the last look, `noise` the standard deviation about it. A training whose later steps hold more than its first,
 as the quickstart's do, is told after -- to be alike throughout:
 
-    python -m benchmarks.soak --json FILE -- --model.init_args.optimisation.anchors_first 0
+    python -m benchmarks.soak --json FILE -- --model.init_args.optimisation.anchors_first 0 \\
+        --model.init_args.optimisation.encoders_every 1
 
 Linux only.
 """

@@ -43,8 +43,8 @@ STABLE_DIFFUSION_VAE: dict[str, Any] = {
 def build(configs: Sequence[Path], changes: Sequence[str] = ()) -> FitCLI:
     """Model and data as `python -m dex.fit` builds them, without a run folder; `changes` are its further arguments.
 
-    Everything is trained from the first step: what a short run learns first would be measured alone. Raises
-    `ValueError` for configs that do not parse.
+    Everything is trained in every step from the first: what a short run learns first, or in some steps only, would be
+    measured alone. Raises `ValueError` for configs that do not parse.
     """
     warnings.filterwarnings("ignore", module="lightning")
     for name in ("lightning", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
@@ -53,7 +53,8 @@ def build(configs: Sequence[Path], changes: Sequence[str] = ()) -> FitCLI:
     settings = merged(configs)
     if settings["model"]["class_path"].endswith("MotionTrainer"):
         first = "--model.init_args.optimisation"
-        given += [f"{first}.anchors_first=0", f"{first}.teacher_poses=0", "--model.init_args.loss.adversarial_start=0"]
+        given += [f"{first}.{name}" for name in ("anchors_first=0", "teacher_poses=0", "encoders_every=1")]
+        given += ["--model.init_args.loss.adversarial_start=0"]
     with tempfile.TemporaryDirectory() as folder:
         return make_cli([*given, f"--run={folder}", "--trainer.accelerator=cpu", "--trainer.precision=32", *changes])
 

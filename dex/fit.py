@@ -123,21 +123,21 @@ def fit(cli: FitCLI) -> None:
     started = time.perf_counter()
     cli.trainer.fit(cli.model, cli.datamodule)
     seconds = time.perf_counter() - started
+    report = cli.folder / "result.json"
     if saves.received == signal.SIGINT:  # in the validation behind the last step
         raise Preempted(signal.SIGINT, cli.trainer.global_step)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # all is saved: what is left may end at once
     validated = cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
     figures = validated[0] if validated else {}
     if cli.trainer.is_global_zero:
-        result = {
-            "step": cli.trainer.global_step,
-            "seconds": round(seconds, 1),
-            "continued": newest is not None,
-            **figures,
-        }
-        write_atomic(cli.folder / "result.json", json.dumps(result, indent=1).encode())
+        trained = {"step": cli.trainer.global_step, "seconds": round(seconds, 1), "continued": newest is not None}
+        if newest and report.is_file():
+            before = json.loads(report.read_text())
+            if before["step"] == trained["step"]:  # it was complete
+                trained = {name: before[name] for name in trained}
+        write_atomic(report, json.dumps({**trained, **figures}, indent=1).encode())
         print(cli.model.report(figures) if figures else "Nothing was validated: no data or no batches for it.")
-        print(f"\n{seconds:.0f} s of training. Curves and pictures: tensorboard --logdir {cli.folder}")
+        print(f"\n{trained['seconds']:.0f} s of training. Curves and pictures: tensorboard --logdir {cli.folder}")
 
 
 def make_cli(args: list[str]) -> FitCLI:
@@ -153,6 +153,7 @@ def make_cli(args: list[str]) -> FitCLI:
         args=args,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
+        trainer_defaults={"devices": 1},  # several take a strategy, which is chosen and not guessed
     )
 
 

@@ -37,6 +37,12 @@ def weights_env(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return weights_dir
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first, so that the last of two workers is not left alone with one of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

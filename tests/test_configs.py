@@ -58,12 +58,18 @@ def test_config_builds_its_model_and_data(name: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "strategy").glob("*.yaml")), ids=lambda path: path.stem)
-def test_strategy_is_one_of_any_config(path: Path) -> None:
+def test_strategy_is_set_by_its_overlay(path: Path) -> None:
     more = ["--trainer.strategy.init_args.shard_ranks=8"] if path.stem == "fsdp" else []
     with torch.device("meta"):
         cli = fit.make_cli([f"--config={fit.QUICKSTART}", f"--config={path}", "--trainer.accelerator=cpu", *more])
-    wanted = {"single": "SingleDevice", "ddp": "DDP", "fsdp": "FullySharded"}
-    assert type(cli.trainer.strategy).__name__.startswith(wanted[path.stem])
+    assert type(cli.trainer.strategy).__name__.startswith({"ddp": "DDP", "fsdp": "FullySharded"}[path.stem])
+
+
+def test_one_device_is_used_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a machine's would take a strategy that nobody chose."""
+    cli = build("quickstart.yaml", monkeypatch)
+    assert cli.config.trainer.devices == 1
+    assert type(cli.trainer.strategy).__name__ == "SingleDeviceStrategy"
 
 
 def test_config_opens_with_what_it_reproduces_on_what_and_how(name: str) -> None:

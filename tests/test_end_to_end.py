@@ -34,7 +34,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "2", **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=600,
@@ -52,6 +52,8 @@ def small_quickstart(run: Path, steps: int) -> list[str]:
         "--trainer.enable_progress_bar=false",
         "--checkpoint.every_n_steps=5",
         "--preview.every_n_steps=20",
+        "--monitor.tuples=2",
+        "--monitor.identities=5",
         "--data.batch_size=1",
         "--data.val_batches=1",
         "--data.workers=0",
@@ -113,12 +115,15 @@ def test_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
     second = command(*small_quickstart(run, steps=20))
     assert second.returncode == 0, second.stderr
     assert "continuing" in second.stdout
-    assert json.loads((run / "result.json").read_text())["step"] == 20
+    result = json.loads((run / "result.json").read_text())
+    assert result["step"] == 20
+    assert "monitor at step 20" in second.stdout  # after the last, whatever its interval
 
     # A run that is complete says its result again; other settings are refused in one line.
     third = command(*small_quickstart(run, steps=20))
     assert third.returncode == 0
     assert "relative pose error" in third.stdout
+    assert json.loads((run / "result.json").read_text()) == result
     other = command(*small_quickstart(run, steps=20), "--data.batch_size=2")
     assert other.returncode == 1
     assert other.stderr.strip().splitlines()[-1].startswith("error: ")

@@ -65,7 +65,7 @@ class Optimisation:
     decay_steps: int = 0  # half a cosine to zero, over so many steps
     clip_norm: float = 0.0  # of the generator side's gradient; 0: none
     ema_decay: float = 0.999
-    # Order of learning (ours), for short runs: pose, then generator, then expression
+    # Order of learning (ours), for short runs: what the anchors teach, then what draws
     anchors_first: int = 0  # steps in which the anchors alone are trained, without the generator
     teacher_poses: int = 0  # steps after them over which warps go over from the labels' poses to the encoder's
     # After the anchors both encoders learn in every so many-th step only, what draws in each: they are far ahead of it.
@@ -180,8 +180,15 @@ class MotionTrainer(L.LightningModule):
         shard(self, networks if self.read_out is None else [*networks, self.read_out])
 
     def on_fit_start(self) -> None:
-        """Raises `ValueError` for a precision that scales gradients."""
+        """Raises `ValueError` for a precision that scales gradients, and where nothing would train the pose encoder."""
         check_unscaled(self)
+        taught = self.optimisation.anchors_first + self.optimisation.teacher_poses
+        if not self.loss.pose and 0 < self.trainer.max_steps <= taught:
+            raise ValueError(
+                f"optimisation.teacher_poses is {self.optimisation.teacher_poses} and loss.pose 0: while warps take the "
+                "labels' poses nothing trains the pose encoder, and that is to the end; set teacher_poses to 0, or "
+                "loss.pose above 0"
+            )
 
     @property
     def drawn_steps(self) -> int:
@@ -338,6 +345,7 @@ class MotionTrainer(L.LightningModule):
         norms = {
             f"grad_norm/{name}": clip_gradient(network.parameters(), self.optimisation.clip_norm)
             for name, network in self.generator.named_children()
+            if any(parameter.grad is not None for parameter in network.parameters())
         }
         optimizer.step()
         self.log_dict({f"loss/{name}": term.detach() for name, term in {**terms, "total": total}.items()})

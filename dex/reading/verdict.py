@@ -34,7 +34,7 @@ class _Rule:
 _RULES = (
     _Rule(
         "dead expression", "I_ee", lambda x: x < LEAST_GAIN, f"≥ {LEAST_GAIN}",
-        "expression is learned last, once pose is right and the face is sharp: train longer; weight eyes and mouth "
+        "expression is drawn last, once pose is right and the face is sharp: train longer; weight eyes and mouth "
         "(loss.region_eyes, region_mouth, clpips, own_features); weaken pose_augmentation",
     ),
     _Rule(

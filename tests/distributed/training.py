@@ -1,7 +1,7 @@
 """One rank of a small training, for tests, under a launcher's variables.
 
-What is asked: stage ("motion", "image", "video"), strategy ("single", "ddp", "fsdp", "hybrid"), ranks, steps, folder,
-and optionally resume (a checkpoint), every, encoders, monitor (previews with it), precision. Each rank writes
+What is asked: stage ("motion", "muon", "image", "video"), strategy ("single", "ddp", "fsdp", "hybrid"), ranks, steps,
+folder, and optionally resume (a checkpoint), every, encoders, monitor (previews with it), precision. Each rank writes
 folder/rank-R.json: losses and sample keys of its steps, and what the moving average makes of one batch; the first also
 average.safetensors, and start.safetensors with what it was before the first step. A single process stands in for
 `virtual` ranks: it trains on all of their samples at once, so that its steps are those of the ranks together.
@@ -39,7 +39,7 @@ from tests.motion.conftest import TINY, Steady
 STILL = {"rotation": 0.0, "scale": 0.0, "translation": 0.0, "perspective": 0.0, "colour": 0.0}
 
 
-def motion() -> MotionTrainer:
+def motion(muon: float = 0.0) -> MotionTrainer:
     """Without anything random, and with losses that are means over samples."""
     return MotionTrainer(
         network=TINY,
@@ -49,7 +49,13 @@ def motion() -> MotionTrainer:
         pose_augmentation=PoseAugmentation(**STILL),
         expression_augmentation=ExpressionAugmentation(warp=0, mask_probability=0, colour=0),
         optimisation=Optimisation(
-            learning_rate=3e-4, discriminator_learning_rate=3e-4, clip_norm=1, ema_decay=0.9, anchors_first=2
+            learning_rate=3e-4,
+            discriminator_learning_rate=3e-4,
+            muon=muon,
+            clip_norm=1,
+            ema_decay=0.9,
+            anchors_first=2,
+            encoders_every=2,
         ),
         perceptual="none",
     )
@@ -164,7 +170,13 @@ def main(asked: dict[str, Any]) -> None:
     if asked.get("same_noise", True):
         same_noise_for_each_sample(virtual)
     L.seed_everything(0, verbose=False)
-    module = motion() if asked["stage"] == "motion" else animator(asked["stage"], asked["encoders"])
+    match asked["stage"]:
+        case "motion":
+            module: Any = motion()
+        case "muon":
+            module = motion(muon=0.002)
+        case phase:
+            module = animator(phase, asked["encoders"])
     data = Together(size=32, batch_size=2, drivers=2, workers=0, val_batches=2)
     data.virtual = virtual
     record = Record()

@@ -165,7 +165,7 @@ def test_step_counts_batches_although_two_optimisers_step(tmp_path: Path) -> Non
 
 
 def test_discriminator_waits_for_its_start(tmp_path: Path) -> None:
-    module = tiny_trainer(loss=LossWeights(l1=1, adversarial=1, adversarial_start=100))
+    module = tiny_trainer(loss=LossWeights(l1=1, pose=0.5, adversarial=1, adversarial_start=100))
     before = copy.deepcopy(module.discriminator.state_dict())
     run(module, 2, tmp_path)
     for name, tensor in module.discriminator.state_dict().items():
@@ -319,10 +319,14 @@ def test_encoders_learn_in_every_other_step_and_the_decoder_in_each(optimisation
         module = tiny_trainer(optimisation=optimisation)
         before = {name: copy.deepcopy(network.state_dict()) for name, network in module.generator.named_children()}
         run(module, steps, tmp_path / str(steps))
-        return {
+        learned = {
             name: any(not torch.equal(weight, before[name][key]) for key, weight in network.state_dict().items())
             for name, network in module.generator.named_children()
         }
+        # A norm of 0 would say that a network has stopped learning.
+        logged = {name.removeprefix("grad_norm/") for name in module.trainer.callback_metrics if "grad_norm" in name}
+        assert logged - {"discriminator"} == {name for name, changed in learned.items() if changed}
+        return learned
 
     encoders = {"pose_encoder", "expression_encoder"}
     assert {name for name, changed in moved(1).items() if not changed} == encoders
@@ -353,6 +357,9 @@ def test_settings_that_cannot_be_are_refused_before_training(tmp_path: Path) -> 
     without = LossWeights(pose=0, expression=0)
     with pytest.raises(ValueError, match=r"anchors_first is 5, but loss.pose and loss.expression are 0"):
         tiny_trainer(loss=without, optimisation=Optimisation(anchors_first=5))
+    module = tiny_trainer(loss=without, optimisation=Optimisation(teacher_poses=5))
+    with pytest.raises(ValueError, match=r"teacher_poses is 5 and loss.pose 0: .* set teacher_poses to 0"):
+        run(module, 5, tmp_path)
     module = tiny_trainer(network=dataclasses.replace(TINY, size=64))
     with pytest.raises(ValueError, match=r"data.size is 32, model.network.size 64: .* set data.init_args.size to 64"):
         run(module, 1, tmp_path)
