@@ -185,9 +185,9 @@ class MotionTrainer(L.LightningModule):
         taught = self.optimisation.anchors_first + self.optimisation.teacher_poses
         if not self.loss.pose and 0 < self.trainer.max_steps <= taught:
             raise ValueError(
-                f"optimisation.teacher_poses is {self.optimisation.teacher_poses} and loss.pose 0: while warps take the "
-                "labels' poses nothing trains the pose encoder, and that is to the end; set teacher_poses to 0, or "
-                "loss.pose above 0"
+                f"optimisation.teacher_poses is {self.optimisation.teacher_poses} and loss.pose 0: while warps take "
+                "the labels' poses nothing trains the pose encoder, and that is to the end; set teacher_poses to 0, "
+                "or loss.pose above 0"
             )
 
     @property
