@@ -131,10 +131,9 @@ def fit(cli: FitCLI) -> None:
     figures = validated[0] if validated else {}
     if cli.trainer.is_global_zero:
         trained = {"step": cli.trainer.global_step, "seconds": round(seconds, 1), "continued": newest is not None}
-        if newest and report.is_file():
+        if newest and checkpoint.read_state(newest)["step"] == trained["step"] and report.is_file():  # it was complete
             before = json.loads(report.read_text())
-            if before["step"] == trained["step"]:  # it was complete
-                trained = {name: before[name] for name in trained}
+            trained = {name: before[name] for name in trained}
         write_atomic(report, json.dumps({**trained, **figures}, indent=1).encode())
         print(cli.model.report(figures) if figures else "Nothing was validated: no data or no batches for it.")
         print(f"\n{trained['seconds']:.0f} s of training. Curves and pictures: tensorboard --logdir {cli.folder}")

@@ -38,7 +38,9 @@ class FullySharded(ModelParallelStrategy):
         if self.mesh is None:
             among = self.shard_ranks or ranks
             if ranks % among:
-                raise ValueError(f"strategy: shard_ranks is {among}, it must divide the {ranks} ranks")
+                raise ValueError(
+                    f"strategy: shard_ranks is {among}, it must divide the {ranks} ranks; see --trainer.devices"
+                )
             shape, names = ((ranks,), ("shard",)) if among == ranks else ((ranks // among, among), ("copy", "shard"))
             self.mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
 

@@ -32,7 +32,8 @@ FRAMES = 16  # of the film
 
 
 class Monitor(L.Callback):
-    """Every `every_n_steps` steps, and after the last, the fixed tuples of `dex.reading` through the moving average.
+    """Every `every_n_steps` steps, and after the last of more, the fixed tuples of `dex.reading` through the moving
+    average.
 
     Synthetic heads, whatever the training's data: their truth is exact. And real clips, where the training has some
     held out. One rank reads and logs; where weights are sharded all ranks draw, since all must. Nothing here touches
@@ -70,7 +71,7 @@ class Monitor(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.every_n_steps and step != trainer.max_steps:
+        if step % self.every_n_steps and not step == trainer.max_steps > self.every_n_steps:
             return
         if not (trainer.is_global_zero or sharded(pl_module)):
             return

@@ -182,12 +182,12 @@ class MotionTrainer(L.LightningModule):
     def on_fit_start(self) -> None:
         """Raises `ValueError` for a precision that scales gradients, and where nothing would train the pose encoder."""
         check_unscaled(self)
-        taught = self.optimisation.anchors_first + self.optimisation.teacher_poses
-        if not self.loss.pose and 0 < self.trainer.max_steps <= taught:
+        first, taught = self.optimisation.anchors_first, self.optimisation.teacher_poses
+        if taught and not self.loss.pose and 0 < self.trainer.max_steps <= first + taught:
             raise ValueError(
-                f"optimisation.teacher_poses is {self.optimisation.teacher_poses} and loss.pose 0: while warps take "
-                "the labels' poses nothing trains the pose encoder, and that is to the end; set teacher_poses to 0, "
-                "or loss.pose above 0"
+                f"loss.pose is 0, and with optimisation.anchors_first {first} and teacher_poses {taught} warps take "
+                f"the labels' poses to the last of {self.trainer.max_steps} steps: nothing would train the pose "
+                "encoder; set teacher_poses to 0, or loss.pose above 0"
             )
 
     @property

@@ -82,3 +82,7 @@ def test_errors_are_one_line(tmp_path: Path, refused: Refused) -> None:
         ("scaling", ["--config", broken], "no configuration"),
     ):
         assert said in refused(module, *wrong)
+    # And in a process of its own, where libraries have their say, too.
+    command = [sys.executable, "-m", "benchmarks.scaling", "--config", str(broken)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr

@@ -40,8 +40,8 @@ def submit(slurm: dict[str, str], run: Path) -> str:
     """A training on 2 nodes with 1 task each, from the script that the project ships."""
     small = ["--data.batch_size=1", "--data.val_batches=2", "--data.workers=1"]
     small += ["--preview.every_n_steps=20"]
-    order = ("anchors_first=3", "muon=0", "encoders_every=1")
-    small += [f"--model.init_args.optimisation.{setting}" for setting in order]
+    optimisation = ("anchors_first=3", "muon=0", "encoders_every=1")
+    small += [f"--model.init_args.optimisation.{setting}" for setting in optimisation]
     job = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0"]
     job += ["--time=30", f"--output={run}.log", "configs/slurm/nodes.sbatch"]
     configs = ["--config=configs/quickstart.yaml", "--config=configs/strategy/fsdp.yaml"]
