@@ -129,9 +129,10 @@ class Bench:
 
     def told(self, frames: int) -> Conditions:
         """Of `frames` frames of one source, the reference encoded now."""
+        source_pose = self.poses(1)
         expression = torch.randn(1, frames, self.config.expression_dim, device=self.device)
-        reference = self.network.encode_reference(self.latents(1))
-        return Conditions(self.poses(1), self.poses(1, frames), reference, expression)
+        reference = self.network.encode_reference(self.latents(1), source_pose)
+        return Conditions(source_pose, self.poses(1, frames), reference, expression)
 
     def noise(self, told: Conditions, temporal: bool) -> Tensor:
         """ε of its frames."""

@@ -38,6 +38,7 @@ from benchmarks.workload import (
     merged,
     without_downloads,
 )
+from dex.animator.codec import load_codec
 from dex.animator.trainer import Animator
 from dex.fit import FitCLI
 from dex.motion.encoders import Encoders
@@ -223,7 +224,8 @@ def take_steps(
     counter = Counter(meter)
     callbacks: list[L.Callback] = [counter]
     if isinstance(model, Animator):
-        model._frozen = others if len(others) > 1 else [*others, None]
+        # A codec without weights is none of the others, and still decodes for `loss.own_features`.
+        model._frozen = others if len(others) > 1 else [*others, load_codec(model.codec_name)]
         callbacks.append(RandomLatents(model.network.config.latent_channels, latent_factor(model.codec_name)))
     else:
         model._perceptual = others
