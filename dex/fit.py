@@ -110,6 +110,7 @@ def check_same_settings(cli: FitCLI, newest: Path) -> None:
 def fit(cli: FitCLI) -> None:
     """Trains, or continues, or where the run is complete only says so; then prints the result."""
     newest = cli.newest
+    begun = checkpoint.read_state(newest)["step"] if newest else 0  # now: the checkpoint may be gone at the end
     saves: Any = cli.trainer.checkpoint_callback
     if newest:
         check_same_settings(cli, newest)
@@ -131,7 +132,7 @@ def fit(cli: FitCLI) -> None:
     figures = validated[0] if validated else {}
     if cli.trainer.is_global_zero:
         trained = {"step": cli.trainer.global_step, "seconds": round(seconds, 1), "continued": newest is not None}
-        if newest and checkpoint.read_state(newest)["step"] == trained["step"] and report.is_file():  # it was complete
+        if newest and begun == trained["step"] and report.is_file():  # it was complete
             before = json.loads(report.read_text())
             trained = {name: before[name] for name in trained}
         write_atomic(report, json.dumps({**trained, **figures}, indent=1).encode())
