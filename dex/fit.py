@@ -110,7 +110,6 @@ def check_same_settings(cli: FitCLI, newest: Path) -> None:
 def fit(cli: FitCLI) -> None:
     """Trains, or continues, or where the run is complete only says so; then prints the result."""
     newest = cli.newest
-    begun = checkpoint.read_state(newest)["step"] if newest else 0  # now: the checkpoint may be gone at the end
     saves: Any = cli.trainer.checkpoint_callback
     if newest:
         check_same_settings(cli, newest)
@@ -124,15 +123,16 @@ def fit(cli: FitCLI) -> None:
     started = time.perf_counter()
     cli.trainer.fit(cli.model, cli.datamodule)
     seconds = time.perf_counter() - started
-    report = cli.folder / "result.json"
     if saves.received == signal.SIGINT:  # in the validation behind the last step
         raise Preempted(signal.SIGINT, cli.trainer.global_step)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # all is saved: what is left may end at once
     validated = cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
     figures = validated[0] if validated else {}
     if cli.trainer.is_global_zero:
-        trained = {"step": cli.trainer.global_step, "seconds": round(seconds, 1), "continued": newest is not None}
-        if newest and begun == trained["step"] and report.is_file():  # it was complete
+        step, report = cli.trainer.global_step, cli.folder / "result.json"
+        trained = {"step": step, "seconds": round(seconds, 1), "continued": newest is not None}
+        complete = newest and newest.name == checkpoint.step_folder(cli.checkpoints, step).name
+        if complete and report.is_file():  # nothing was trained now
             before = json.loads(report.read_text())
             trained = {name: before[name] for name in trained}
         write_atomic(report, json.dumps({**trained, **figures}, indent=1).encode())

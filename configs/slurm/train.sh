@@ -7,7 +7,8 @@
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the folder of the project}" || exit 1
 
-# --wait: when a task is lost, the others would wait for it for ever.
+# --wait: when a task is lost, the others would wait for it for ever. Nodes and devices come last: they are Slurm's to say,
+# not a recorded config.yaml's.
 srun --kill-on-bad-exit=0 --wait=60 bash -c 'trap "" USR1; exec "$@"' task "${DEX_PYTHON:-.venv/bin/python}" -m dex.fit "$@" \
     --trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "${SLURM_NTASKS_PER_NODE:-1}" &
 tasks=$!

@@ -401,7 +401,7 @@ def test_shapes_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_full_size_runs_forward_and_backward() -> None:
     """One frame of 512² (64² latent) forward through both UNets, one of 128² backward to the ray map's weights and to
-    those of all warped features; about 9 GB. In float32: bf16 takes ten times as long where it is emulated."""
+    those of all warped features; about 9 GB. In float32, since some processors emulate bf16."""
     network = AnimatorUNet(AnimatorConfig()).requires_grad_(False)
     watched = [network.denoiser.conv_in.weight, *(block.warped_out.weight for block in blocks_of(network.denoiser))]
     for weight in watched:

@@ -1,11 +1,23 @@
 """What tests of several benchmarks share."""
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 Refused = Callable[..., str]
+
+
+def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`python -m benchmarks.MODULE ARGUMENTS` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -16,10 +28,11 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr("sys.argv", [module, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             importlib.import_module(f"benchmarks.{module}").main()
-        printed = capsys.readouterr().err
-        if isinstance(ended.value.code, str):  # which the interpreter prints, before it ends with 1
-            printed, ended.value.code = f"{printed}{ended.value.code}\n", 1
-        assert ended.value.code == 1
+        printed, code = capsys.readouterr().err, ended.value.code
+        if isinstance(code, str):
+            printed += f"{code}\n"  # by the interpreter, which then ends with 1
+        else:
+            assert code == 1
         assert printed.startswith("error: ")
         assert printed.count("\n") == 1, printed
         return printed

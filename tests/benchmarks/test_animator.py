@@ -1,25 +1,16 @@
 """The animator benchmark runs from the command line, counts what the sampler is known to need, and refuses nonsense."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.benchmarks.conftest import Refused
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.animator", *arguments], capture_output=True, text=True, timeout=300
-    )
+from tests.benchmarks.conftest import ROOT, Refused, command
 
 
 def test_it_measures_all_three(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     config = ROOT / "configs" / "animator_quick.yaml"
-    done = run(
+    done = command(
+        "animator",
         "--config", str(config), "--device", "cpu", "--size", "64", "--frames", "2", "--repeats", "1",
         "--json", str(report),
     )  # fmt: skip

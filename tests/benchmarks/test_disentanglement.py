@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,20 +15,12 @@ from dex.motion.generator import MotionGenerator
 from dex.reading.fit import Fit
 from dex.reading.measure import squared_distances
 from dex.reading.tuples import EDITS, make_tuples
-from tests.benchmarks.conftest import Refused
+from tests.benchmarks.conftest import Refused, command
 from tests.motion.conftest import TINY
 
-ROOT = Path(__file__).parents[2]
 GOOD = {"I_pe": 0.0, "I_ep": 0.0, "r2/expression": 1.0} | {
     f"r2/{name}": 1.0 for name in ("yaw", "pitch", "roll", "tx", "ty", "log_scale")
 }
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.disentanglement", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=500,
-    )  # fmt: skip
 
 
 def test_intervals_are_of_the_tuples_and_hold_the_figure() -> None:
@@ -67,7 +57,7 @@ def test_a_checkpoint_is_measured_and_the_same_twice(tmp_path: Path) -> None:
     for name in ("one", "two"):
         into = tmp_path / name
         pictures = ("--picture", into / "p.png", "--swap-grid", into / "grid.jpg")
-        done = run(tmp_path, "--tuples", 2, "--json", into / "f.json", *pictures)
+        done = command("disentanglement", tmp_path, "--tuples", 2, "--json", into / "f.json", *pictures)
         assert done.returncode == 0, done.stderr
         assert "| I_pp |" in done.stdout
         written.append(json.loads((into / "f.json").read_text()))

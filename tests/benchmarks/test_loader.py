@@ -1,26 +1,19 @@
 """The loader benchmark runs from the command line and its figures are consistent."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.conftest import Refused
+from tests.benchmarks.conftest import Refused, command
 from tests.data.shards_for_tests import make_shards
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.loader", *arguments], capture_output=True, text=True, timeout=300
-    )
 
 
 def test_it_reports_a_ratio(tmp_path: Path) -> None:
     make_shards(tmp_path / "shards", clips=4, size=64)
     report = tmp_path / "report.json"
-    done = run(
+    done = command(
+        "loader",
         "--shards", str(tmp_path / "shards"), "--workers", "1", "--batch-size", "2", "--seconds", "0.5", "--turns", "1",
         "--json", str(report),
     )  # fmt: skip

@@ -1,22 +1,18 @@
 """The speed benchmarks run from the command line at toy size, and their figures hold together."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.benchmarks.conftest import Refused
+from tests.benchmarks.conftest import ROOT, Refused, command
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 
 
 def figures_of(module: str, report: Path, *arguments: str | Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", f"benchmarks.{module}", "--device", "cpu", "--json", report, *arguments]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=400, cwd=ROOT, check=False)
+    done = command(module, "--device", "cpu", "--json", report, *arguments)
     assert done.returncode == 0, done.stderr
     assert "| of matrix rate |" in done.stdout
     figures: dict[str, Any] = json.loads(report.read_text())
@@ -83,6 +79,5 @@ def test_errors_are_one_line(tmp_path: Path, refused: Refused) -> None:
     ):
         assert said in refused(module, *wrong)
     # And in a process of its own, where libraries have their say, too.
-    command = [sys.executable, "-m", "benchmarks.scaling", "--config", str(broken)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = command("scaling", "--config", broken)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr

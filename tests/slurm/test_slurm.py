@@ -38,8 +38,7 @@ def ask(slurm: dict[str, str], *command: str | Path) -> str:
 
 def submit(slurm: dict[str, str], run: Path) -> str:
     """A training on 2 nodes with 1 task each, from the script that the project ships."""
-    small = ["--data.batch_size=1", "--data.val_batches=2", "--data.workers=1"]
-    small += ["--preview.every_n_steps=20"]
+    small = ["--data.batch_size=1", "--data.val_batches=2", "--data.workers=1", "--preview.every_n_steps=20"]
     optimisation = ("anchors_first=3", "muon=0", "encoders_every=1")
     small += [f"--model.init_args.optimisation.{setting}" for setting in optimisation]
     job = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0"]
