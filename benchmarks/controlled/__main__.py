@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -22,11 +23,20 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.controlled.measuring import REFERENCES, Questions, measured, reference, result_of
+from benchmarks.controlled.measuring import (
+    REFERENCES,
+    Questions,
+    described,
+    measured,
+    recorded,
+    reference,
+    result_of,
+)
 from benchmarks.controlled.tables import load, table
-from benchmarks.controlled.variants import PRESETS, VARIANTS, Variant
+from benchmarks.controlled.variants import PRESETS, VARIANTS, Preset, Variant
 from benchmarks.results import checkpoint_sha256
 from dex.animation.backends import load_backend
+from dex.data.synthetic.motion import FramingName
 from dex.speed import emulates_bf16, usable_cores
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,6 +58,9 @@ def main() -> None:
     parser.add_argument(
         "--encoders", type=Path, metavar="DIR", help="what all of stage 2 stands on, instead of (a) of its seed"
     )
+    parser.add_argument(
+        "--tuples", type=int, metavar="N", help="to measure on, instead of the preset's; with its own --out"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/controlled"), help="folder of the trainings")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time, which share the cores")
@@ -65,7 +78,10 @@ def main() -> None:
 
 def make_all(asked: argparse.Namespace) -> None:
     """Every result that is not there yet; stage 2 after stage 1, which it stands on."""
-    preset = PRESETS[asked.preset]
+    preset, size, framing, record = asked_of_all(asked)
+    if preset.tuples < 2:
+        raise ValueError(f"--tuples {preset.tuples}: need at least 2")
+    recorded(record, described(preset, size, framing))  # before hours of training, not after
     names = asked.only or preset.variants
     seeds = preset.seeds if asked.seeds is None else tuple(asked.seeds)
     jobs = [(name, seed) for seed in seeds for name in names if not file_of(asked, name, seed).is_file()]
@@ -112,7 +128,7 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
     }
     path = file_of(asked, name, seed)
     with ONE_AT_A_TIME:
-        measured(questions_of(asked.preset, asked.out), backend, asked.preset, model).save(path)
+        measured(questions_of(*asked_of_all(asked)), backend, asked.preset, model).save(path)
     return path
 
 
@@ -142,13 +158,17 @@ def exported(asked: argparse.Namespace, name: str, seed: int) -> Path:
     return run
 
 
-@cache
-def questions_of(preset: str, out: Path) -> Questions:
-    """Every variant is measured on the same."""
+def asked_of_all(asked: argparse.Namespace) -> tuple[Preset, int, FramingName, Path]:
+    """What is asked of every variant: how much, how large, how framed, and where the estimator's own figures lie."""
+    preset = PRESETS[asked.preset]
     data: dict[str, Any] = {}
-    for name in PRESETS[preset].motion:
+    for name in preset.motion:
         data |= yaml.safe_load((CONFIGS / name).read_text()).get("data", {}).get("init_args", {})
-    return Questions.make(PRESETS[preset], data["size"], data.get("framing", "wide"), out / ESTIMATOR.format(preset))
+    preset = preset if asked.tuples is None else replace(preset, tuples=asked.tuples)
+    return preset, data["size"], data.get("framing", "wide"), asked.out / ESTIMATOR.format(asked.preset)
+
+
+questions_of = cache(Questions.make)
 
 
 def threads(asked: argparse.Namespace) -> int:
@@ -197,7 +217,7 @@ def make_references(asked: argparse.Namespace) -> None:
     """The rows that say what a figure means, on the same tuples and by the same estimator."""
     todo = [name for name in REFERENCES if not file_of(asked, name).is_file()]
     for name in todo:
-        questions = questions_of(asked.preset, asked.out)
+        questions = questions_of(*asked_of_all(asked))
         made = {"": reference(name, questions.sets[""])}
         result = result_of(questions, made, asked.preset, {"name": name, "letter": "", "seed": None}, {})
         result.save(file_of(asked, name))

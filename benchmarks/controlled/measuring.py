@@ -57,21 +57,37 @@ class Questions:
     @classmethod
     def make(cls, preset: Preset, size: int, framing: FramingName, record: Path) -> Questions:
         """`record`: a file of the estimator's figures on these very questions, which takes minutes to find out and is
-        written where it is missing."""
-        count = preset.tuples
-        sets = {name: make_tuples(count, size, 0, "test", name or None, framing) for name in ("", *STRATA)}
+        written where it is missing. Raises ValueError where it is of other questions."""
+        asked = described(preset, size, framing)
+        sets = {name: make_tuples(preset.tuples, size, 0, "test", name or None, framing) for name in ("", *STRATA)}
         faces = make_faces(preset.identities, 8, size, 0, "test", framing)
-        described = {"generator": GENERATOR, "size": size, "framing": framing, "tuples": count, "split": "test"}
-        described |= {"identities": preset.identities, "strata": list(STRATA)}
-        known = json.loads(record.read_text()) if record.is_file() else {}
-        if known.get("questions") != described:
-            known = {
-                "questions": described,
-                "own": {name: cross_talk(tuples, usable_cores()) for name, tuples in sets.items()},
-            }
+        own = recorded(record, asked)
+        if own is None:
+            own = {name: cross_talk(tuples, usable_cores()) for name, tuples in sets.items()}
             record.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(record, (json.dumps(known, indent=1) + "\n").encode())
-        return cls(sets, known["own"], faces, described)
+            write_atomic(record, (json.dumps({"questions": asked, "own": own}, indent=1) + "\n").encode())
+        return cls(sets, own, faces, asked)
+
+
+def described(preset: Preset, size: int, framing: FramingName) -> dict[str, Any]:
+    """What is asked of every variant of a preset."""
+    of = {"generator": GENERATOR, "size": size, "framing": framing, "tuples": preset.tuples, "split": "test"}
+    return of | {"identities": preset.identities, "strata": list(STRATA)}
+
+
+def recorded(record: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
+    """The estimator's own figures, None without a record. Raises ValueError for a record of other questions than those
+    `asked`: the results beside it are of those too, and no table has both."""
+    if not record.is_file():
+        return None
+    known = json.loads(record.read_text())
+    if known["questions"] != asked:
+        other = [f"{key} {known['questions'].get(key)}" for key in asked if known["questions"].get(key) != asked[key]]
+        wanted = [f"{key} {value}" for key, value in asked.items() if known["questions"].get(key) != value]
+        raise ValueError(
+            f"{record}: the results beside it are of {', '.join(other)}, not {', '.join(wanted)}. Name another --out"
+        )
+    return known["own"]
 
 
 def measured(questions: Questions, backend: Backend, preset: str, model: dict[str, Any]) -> Result:
@@ -90,6 +106,7 @@ def result_of(
     codes: Mapping[str, float],
 ) -> Result:
     """`made`: outputs after each edit, of the sets of tuples that count."""
+    count = len(questions.sets[""])
     entries: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     for name in made:
@@ -113,14 +130,14 @@ def result_of(
         "id": "",
         "task": "controlled",
         "dataset": {"name": preset, "manifest_sha256": sha256_of([questions.described]), **questions.described},
-        "pairs": {"sha256": sha256_of(pair["id"] for pair in pairs), "count": len(questions.sets[""])},
+        "pairs": {"sha256": sha256_of(pair["id"] for pair in pairs), "count": count},
         "model": model | git_state(),
         "estimator": questions.own,
         "metrics": entries,
         "comparisons": [],
         "environment": environment(),
         "warnings": [],
-        "command": ["python", "-m", "benchmarks.controlled", "--preset", preset],
+        "command": ["python", "-m", "benchmarks.controlled", "--preset", preset, "--tuples", str(count)],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return Result(content, pairs)

@@ -30,7 +30,10 @@ def load(folder: Path, preset: str) -> list[Result]:
 
 # What is compared with what
 COMPARED = {
-    "everything": ("no-pose-augmentation", "no-expression-augmentation", "no-augmentation", "joint-motion-code"),
+    "everything": (
+        *("no-pose-augmentation", "no-image-transforms", "no-second-camera"),
+        *("no-expression-augmentation", "no-augmentation", "joint-motion-code"),
+    ),
     "no-augmentation": ("joint-motion-code",),  # which differ in nothing else
     "animator": ("no-ray-map", "no-reference-warping", "standard-guidance", "progressive-0", "progressive-10"),
 }

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Without: nothing is done to the picture that the encoder sees, and it is the driving frame itself.
-_NO_POSE_AUGMENTATION = {
-    **{f"model.init_args.pose_augmentation.{name}": 0 for name in ("rotation", "scale", "translation", "perspective")},
-    "data.init_args.second_view": False,
+_UNMOVED = {  # nothing is turned, moved or scaled in the picture that the expression encoder sees
+    f"model.init_args.pose_augmentation.{name}": 0 for name in ("rotation", "scale", "translation", "perspective")
 }
+_ONE_CAMERA = {"data.init_args.second_view": False}  # and that picture is the driving frame itself
+_NO_POSE_AUGMENTATION = _UNMOVED | _ONE_CAMERA
 _NO_EXPRESSION_AUGMENTATION = {
     f"model.init_args.expression_augmentation.{name}": 0 for name in ("warp", "mask_probability")
 }
@@ -36,6 +36,8 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "everything": Variant("a", "the method"),
     "no-pose-augmentation": Variant("b", "without pose augmentation", change=_NO_POSE_AUGMENTATION),
+    "no-image-transforms": Variant("b1", "without the transforms of it alone", change=_UNMOVED),
+    "no-second-camera": Variant("b2", "without its second camera alone", change=_ONE_CAMERA),
     "no-expression-augmentation": Variant("c", "without expression augmentation", change=_NO_EXPRESSION_AUGMENTATION),
     "no-augmentation": Variant("d", "without both", change=_NO_POSE_AUGMENTATION | _NO_EXPRESSION_AUGMENTATION),
     "joint-motion-code": Variant(

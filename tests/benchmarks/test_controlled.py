@@ -46,6 +46,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
         only=None,
         seeds=None,
         encoders=None,
+        tuples=None,
         runs=tmp_path / "runs",
         out=tmp_path / "out",
         processes=1,
@@ -249,12 +250,22 @@ def test_a_result_has_the_seed_of_the_training_and_the_sampler_that_drew(
         return Result(content | {"metrics": []}, [])
 
     monkeypatch.setattr(controlled, "measured", measured)
-    asked = argparse.Namespace(preset="small", runs=tmp_path, out=tmp_path, encoders=None, processes=1)
+    asked = argparse.Namespace(preset="small", runs=tmp_path, out=tmp_path, encoders=None, tuples=None, processes=1)
     model = json.loads(make(asked, "standard-guidance", 1).read_text())["model"]
     assert given == {"delay": 0, "blend": 0}
     assert (model["name"], model["seed"], model["steps"]) == ("standard-guidance", 1, 2000)
     assert model["precision"] == "32-true"
     assert model["sampler"] == {"seed": 0, "delay": 0}
+
+
+def test_results_of_other_questions_stay_apart(tmp_path: Path, refused: Refused, commands: list[list[str]]) -> None:
+    """Told before anything is trained."""
+    record = ROOT / "benchmarks" / "results" / "controlled" / "estimator-small.json"
+    (tmp_path / record.name).write_bytes(record.read_bytes())
+    said = refused("controlled.__main__", "--preset", "small", "--out", tmp_path, "--tuples", 128)
+    assert "the results beside it are of tuples 64, not tuples 128. Name another --out" in said
+    assert not commands
+    assert "--tuples 1: need at least 2" in refused("controlled.__main__", "--preset", "small", "--tuples", 1)
 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, refused: Refused) -> None:
@@ -288,11 +299,13 @@ def test_presets_and_their_changes_are_settings_of_dex_fit(preset: str, tmp_path
         configs = [f"--config={ROOT / 'configs' / c}" for c in (of.motion if variant.stage == 1 else of.animator)]
         change = [f"--{key}={value}" for key, value in (variant.change or {}).items()]
         with torch.device("meta"):
-            module = make_cli([*configs, *change, f"--run={tmp_path}"]).model
+            cli = make_cli([*configs, *change, f"--run={tmp_path}"])
+            module = cli.model
         if variant.stage == 2:
             assert module.network.config.ray_map == (name != "no-ray-map")
             assert module.network.config.reference_warping == (name != "no-reference-warping")
         else:
             assert module.joint_code == (name == "joint-motion-code")
-            assert (module.pose_augmentation.rotation == 0) == (variant.letter in "bde")
-            assert (module.expression_augmentation.warp == 0) == (variant.letter in "cde")
+            assert (module.pose_augmentation.rotation == 0) == (variant.letter in ("b", "b1", "d", "e"))
+            assert (module.expression_augmentation.warp == 0) == (variant.letter in ("c", "d", "e"))
+            assert cli.datamodule.second_view == (variant.letter not in ("b", "b2", "d", "e"))
