@@ -76,9 +76,9 @@ def export_animator(
     }
     with of_this_version(path, TRAINED_BY):
         config = AnimatorConfig.from_dict(said["animator_config"])
-    save_animator(out, config, state, sections)
     if shared is None:
-        copy_encoders(encoders, out / "encoders")
+        copy_encoders(encoders, out / "encoders")  # before what says that all is there
+    save_animator(out, config, state, sections)
 
 
 def tensors(path: Path, prefix: str, half: bool) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ def main() -> None:
         checkpoints = run / "checkpoints"
         path = run if single else checkpoint.newest(checkpoints) or checkpoints / checkpoint.LAST
         export(path, out, arguments.half, arguments.encoders)
-    except (ExportError, checkpoint.CheckpointError) as error:
+    except (ExportError, checkpoint.CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 

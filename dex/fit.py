@@ -40,7 +40,7 @@ QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 # shell's status for its signal instead, and is left alone.
 REQUEUE = os.EX_TEMPFAIL
 # What a user can mend: told in one line. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, FileNotFoundError, MisconfigurationException, ExportError)
+USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, MisconfigurationException, ExportError)
 
 
 class FitCLI(LightningCLI):

@@ -12,6 +12,7 @@ from dex.data.synthetic.module import SyntheticHeads
 from dex.data.talking_heads import TalkingHeads
 from dex.motion.losses import PerceptualLoss
 from dex.motion.trainer import MotionTrainer
+from dex.reading.own import USUAL
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Overlays hold a difference only and follow the config that they change.
@@ -53,6 +54,8 @@ def test_config_builds_its_model_and_data(name: str, monkeypatch: pytest.MonkeyP
         assert cli.model.network.size == cli.config.data.init_args.size
     else:
         assert isinstance(cli.model, Animator)
+    framing = getattr(cli.datamodule, "framing", "wide")
+    assert (cli.config.monitor.tuples, cli.config.data.init_args.size, framing) in USUAL  # else read in the training
     assert cli.trainer.max_steps > 0
     assert cli.config.run.startswith("runs/")
 

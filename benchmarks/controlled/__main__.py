@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import cache
@@ -83,6 +83,8 @@ def make_all(asked: argparse.Namespace) -> None:
         raise ValueError(f"--tuples {preset.tuples}: need at least 2")
     recorded(record, described(preset, size, framing))  # before hours of training, not after
     names = asked.only or preset.variants
+    if not preset.animator and (second := [name for name in names if VARIANTS[name].stage == 2]):
+        raise ValueError(f"--only {' '.join(second)}: the preset {asked.preset} has no stage 2")
     seeds = preset.seeds if asked.seeds is None else tuple(asked.seeds)
     jobs = [(name, seed) for seed in seeds for name in names if not file_of(asked, name, seed).is_file()]
     # stage 1, then stage 2, then what shares a training with another variant
@@ -128,8 +130,18 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
     }
     path = file_of(asked, name, seed)
     with ONE_AT_A_TIME:
-        measured(questions_of(*asked_of_all(asked)), backend, asked.preset, model).save(path)
+        measured(questions_of(*asked_of_all(asked)), backend, asked.preset, model, command_of(asked, model)).save(path)
     return path
+
+
+def command_of(asked: argparse.Namespace, model: Mapping[str, Any]) -> list[str]:
+    """By which this one result is made again."""
+    command = ["python", "-m", "benchmarks.controlled", "--preset", asked.preset]
+    if model["seed"] is not None:  # no reference
+        command += ["--only", model["name"], "--seeds", str(model["seed"])]
+    if asked.encoders and VARIANTS[model["name"]].stage == 2:
+        command += ["--encoders", model["config"]["init_args"]["encoders"]]
+    return command if asked.tuples is None else [*command, "--tuples", str(asked.tuples)]
 
 
 def config_of(run: Path, runs: Path) -> dict[str, Any]:
@@ -219,8 +231,8 @@ def make_references(asked: argparse.Namespace) -> None:
     for name in todo:
         questions = questions_of(*asked_of_all(asked))
         made = {"": reference(name, questions.sets[""])}
-        result = result_of(questions, made, asked.preset, {"name": name, "letter": "", "seed": None}, {})
-        result.save(file_of(asked, name))
+        model = {"name": name, "letter": "", "seed": None}
+        result_of(questions, made, asked.preset, model, command_of(asked, model), {}).save(file_of(asked, name))
 
 
 if __name__ == "__main__":

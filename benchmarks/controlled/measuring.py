@@ -90,12 +90,14 @@ def recorded(record: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, floa
     return known["own"]
 
 
-def measured(questions: Questions, backend: Backend, preset: str, model: dict[str, Any]) -> Result:
+def measured(
+    questions: Questions, backend: Backend, preset: str, model: dict[str, Any], command: Sequence[str]
+) -> Result:
     """A checkpoint's result."""
     cpu, animate = torch.device("cpu"), animate_by(backend)
     made = {name: outputs(animate, tuples, cpu, backend.joint_code) for name, tuples in questions.sets.items()}
     codes = encoded(lambda pictures: backend.read_motion(pictures)[1], questions.faces, cpu)
-    return result_of(questions, made, preset, model, probes(codes, questions.faces))
+    return result_of(questions, made, preset, model, command, probes(codes, questions.faces))
 
 
 def result_of(
@@ -103,10 +105,10 @@ def result_of(
     made: Mapping[str, Mapping[str, Tensor]],
     preset: str,
     model: dict[str, Any],
+    command: Sequence[str],
     codes: Mapping[str, float],
 ) -> Result:
-    """`made`: outputs after each edit, of the sets of tuples that count."""
-    count = len(questions.sets[""])
+    """`made`: outputs after each edit, of the sets of tuples that count. `command`: by which it is made again."""
     entries: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     for name in made:
@@ -130,14 +132,14 @@ def result_of(
         "id": "",
         "task": "controlled",
         "dataset": {"name": preset, "manifest_sha256": sha256_of([questions.described]), **questions.described},
-        "pairs": {"sha256": sha256_of(pair["id"] for pair in pairs), "count": count},
+        "pairs": {"sha256": sha256_of(pair["id"] for pair in pairs), "count": len(questions.sets[""])},
         "model": model | git_state(),
         "estimator": questions.own,
         "metrics": entries,
         "comparisons": [],
         "environment": environment(),
         "warnings": [],
-        "command": ["python", "-m", "benchmarks.controlled", "--preset", preset, "--tuples", str(count)],
+        "command": list(command),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return Result(content, pairs)

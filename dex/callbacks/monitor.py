@@ -22,6 +22,7 @@ from dex.reading.clips import LEAST_CLIPS, ClipReadings, measure_clips, rotated
 from dex.reading.measure import MATRIX, Measured, encoded, measure, outputs, probes, with_leaks
 from dex.reading.own import own_figures
 from dex.reading.pictures import as_gif, film, influence_picture, swap_grid, tuples_picture
+from dex.reading.regressor import taught
 from dex.reading.tuples import Asked, Faces, Tuples, make_clip, make_faces, make_tuples
 from dex.reading.verdict import alarms, no_alarm, verdict
 from dex.sharding import in_use, sharded
@@ -66,6 +67,9 @@ class Monitor(L.Callback):
         self.clip: Tensor | None = None
         self.own: dict[str, float] | None = None  # of the estimator, on these tuples
         self.real_clips = RealClips(tuples) if clips else None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        taught()  # an estimator that is not the one on record is told now, not hours later on one rank
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -138,7 +142,7 @@ class Monitor(L.Callback):
                 board.add_image(f"{TAG}/swap_grid_pose_by_expression", shown["swap_grid_pose_by_expression"], step)
                 add_film(board, f"{TAG}/film_driver_both_pose_expression", shown["film"], step)
                 board.add_text(f"{TAG}/verdict", verdict(figures | losses, own, wrong), step)
-        state = "; ".join(f"{alarm.name}: {alarm.found}" for alarm in wrong) or no_alarm(own)
+        state = "; ".join(f"{alarm.name}: {alarm.found}" for alarm in wrong) or no_alarm(figures, own)
         gains = ", ".join(f"{name} {figures[name]:.2f}" for name in MATRIX)
         seconds = time.perf_counter() - begun
         print(f"monitor at step {trainer.global_step}, {seconds:.1f} s: {gains}; {state}", flush=True)
@@ -157,6 +161,7 @@ class RealClips:
     @torch.no_grad()
     def measure(self, trainer: L.Trainer, module: Any) -> None:
         """Figures and a picture to TensorBoard, and a line; nothing where the data have fewer than three such clips."""
+        begun = time.perf_counter()
         if self.tuples is None:
             data = getattr(trainer, "datamodule", None)
             self.tuples = rotated(data.val_pictures(self.count) if isinstance(data, TalkingHeads) else torch.empty(0))
@@ -174,7 +179,11 @@ class RealClips:
                 logger.experiment.add_image(f"{CLIPS_TAG}/tuples", picture, step)
         if figures:
             words = ", ".join(f"{name} {figures[name]:.2f}" for name in (*MATRIX, "faces_found") if name in figures)
-            print(f"monitor at step {step + 1}, {figures['tuples']:.0f} tuples of clips: {words}", flush=True)
+            seconds = time.perf_counter() - begun
+            print(
+                f"monitor at step {step + 1}, {seconds:.1f} s: {figures['tuples']:.0f} tuples of clips; {words}",
+                flush=True,
+            )
 
     def read(self, made: Mapping[str, Tensor], tuples: Asked) -> dict[str, float]:
         """Empty where there is no detector, which is told once."""

@@ -36,8 +36,8 @@ def save_generator(
     of the `CropContract` by which the pictures of its training were cut, None where nobody knows.
     """
     sections = {"network": dataclasses.asdict(config), "crop": crop, "provenance": provenance}
+    write(folder / "encoders", ENCODERS_FILE, sections, _of_encoders(state))  # before what says that all is there
     write(folder, GENERATOR_FILE, sections, state)
-    write(folder / "encoders", ENCODERS_FILE, sections, _of_encoders(state))
 
 
 def copy_encoders(folder: Path, to: Path) -> None:

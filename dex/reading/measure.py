@@ -87,7 +87,7 @@ def measure(made: Mapping[str, Tensor], tuples: Tuples, threads: int = 1) -> Mea
 
     I_pp, I_ee, I_pe, I_ep and their uses are those of `dex.metrics.influence`, over blendshape coefficients;
     `gain/CONTROL` is the slope of what a control did under an expression edit against what it was to do, 1 where it
-    follows; `pose_error_deg` is against the pose asked for; `residual` says how well the readings explain the pictures.
+    follows; `residual` says how well the readings explain the pictures.
     """
     readings = {edit: _read(tuples, made[edit], edit, threads) for edit in EDITS}
     return Measured(figures(readings, made, tuples), dict(made), readings)

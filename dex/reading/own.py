@@ -8,6 +8,7 @@ from pathlib import Path
 from dex.data.synthetic.head import GENERATOR
 from dex.data.synthetic.motion import FramingName
 from dex.reading.measure import cross_talk
+from dex.reading.regressor import SHA256
 from dex.reading.tuples import Tuples
 from dex.speed import usable_cores
 
@@ -21,12 +22,13 @@ USUAL: tuple[tuple[int, int, FramingName], ...] = (
     (64, 512, "wide"),
     (16, 64, "close"),
     (64, 64, "close"),
+    (64, 256, "close"),
 )
 
 
 def key(count: int, size: int, framing: FramingName, seed: int) -> str:
-    """Of a set of tuples; another generation of heads has other pictures."""
-    return f"{GENERATOR}: {count} tuples, {size} px, seed {seed}, {framing}"
+    """Of a set of tuples and its reader; other heads have other pictures, another network has other errors."""
+    return f"{GENERATOR}, read by {SHA256[:8]}: {count} tuples, {size} px, seed {seed}, {framing}"
 
 
 def own_figures(tuples: Tuples, count: int, size: int, framing: FramingName, seed: int) -> dict[str, float]:

@@ -93,7 +93,7 @@ def taught() -> Regressor:
     content = WEIGHTS.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:
-        raise ValueError(f"{WEIGHTS}: sha256 is {found}, need {SHA256}: install the package again")
+        raise ValueError(f"{WEIGHTS}: sha256 is {found}, need {SHA256}: put back the file that came with dex")
     with torch.device("meta"):  # a training that is being watched keeps its random numbers
         network = Regressor()
     network.load_state_dict({name: weight.float() for name, weight in load(content).items()}, assign=True)

@@ -11,6 +11,7 @@ from dex.reading.measure import why_not
 LEAST_GAIN = 0.2  # a control that moves the output less than this is dead
 MOST_LEAK = 0.2
 MOST_PROBE = 0.2
+HEALTHY = 0.5  # selectivity S
 # softplus(D(Î)) + softplus(−D(I_d)): 1.39 where the discriminator is lost, near 0 where it tells every picture
 WINNING = 0.1
 
@@ -72,22 +73,26 @@ _RULES = (
 
 
 def alarms(figures: Mapping[str, float]) -> list[Alarm]:
-    """What is wrong, of the figures that there are; one that is not a number always is."""
+    """What is wrong, of the figures that there are; one that is not a finite number always is."""
     found = [
-        Alarm(name, "NaN", "look at the losses of the last steps")
+        Alarm(name, f"{value}", "look at the losses of the last steps")
         for name, value in figures.items()
-        if math.isnan(value)
+        if not math.isfinite(value)
     ]
     for rule in _RULES:
         value = figures.get(rule.figure, math.nan)
-        if rule.wrong(value):
+        if math.isfinite(value) and rule.wrong(value):
             found.append(Alarm(rule.name, f"{rule.figure} {value:.2f}, need {rule.threshold}", rule.cause))
     return found
 
 
-def no_alarm(own: Mapping[str, float]) -> str:
-    """What can be said where nothing is wrong: without leaks, that is not that all is well."""
-    return "no alarm, leaks not measured" if why_not(own) else "healthy"
+def no_alarm(figures: Mapping[str, float], own: Mapping[str, float]) -> str:
+    """What can be said where nothing is beyond its threshold: not that all is well where leaks are not known, or the
+    weaker control is little ahead of its leak."""
+    if why_not(own):
+        return "no alarm, leaks not measured"
+    ahead = figures.get("S", math.nan)
+    return "healthy" if ahead >= HEALTHY else f"no alarm, but S is {ahead:.2f}, of healthy ones at least {HEALTHY}"
 
 
 def verdict(figures: Mapping[str, float], own: Mapping[str, float], wrong: list[Alarm]) -> str:
@@ -95,13 +100,11 @@ def verdict(figures: Mapping[str, float], own: Mapping[str, float], wrong: list[
     broken = {alarm.name for alarm in wrong}
     lines = [f"**{alarm.name}**: {alarm.found}. {alarm.cause[0].upper()}{alarm.cause[1:]}.\n" for alarm in wrong]
     why = why_not(own)
-    lines = lines or [
-        f"**{no_alarm(own)}**: both controls move what they should{'' if why else ', and nothing else'}\n"
-    ]
+    lines = lines or [f"**{no_alarm(figures, own)}**: both controls move what they should\n"]
     lines += ["| | figure | found | healthy |", "| --- | --- | --- | --- |"]
     for rule in _RULES:
         if rule.figure in figures:
-            mark = "alarm" if rule.name in broken else "ok"
+            mark = "alarm" if {rule.name, rule.figure} & broken else "ok"
             lines.append(f"| {mark} | {rule.figure} | {figures[rule.figure]:.3f} | {rule.threshold} |")
     if why:
         lines.append(f"\nLeaks are not measurable on these tuples; {why}.")

@@ -237,7 +237,8 @@ def test_a_result_has_the_seed_of_the_training_and_the_sampler_that_drew(
     run = tmp_path / "small-animator-1"
     (run / "export").mkdir(parents=True)
     (run / "export" / "config.json").touch()
-    (run / "config.yaml").write_text("model: {init_args: {}}\ntrainer: {precision: 32-true}")
+    config = {"model": {"init_args": {"encoders": str(tmp_path / "demo")}}, "trainer": {"precision": "32-true"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "result.json").write_text('{"step": 2000, "seconds": 1.0, "continued": false}')
     backend = SimpleNamespace(provenance={"sampler": {"seed": 0, "delay": 0}, "step": 2000, "seed": 0}, encoders="")
     given: dict[str, object] = {}
@@ -245,13 +246,18 @@ def test_a_result_has_the_seed_of_the_training_and_the_sampler_that_drew(
     monkeypatch.setattr(controlled, "questions_of", lambda *_: None)
     monkeypatch.setattr(controlled, "checkpoint_sha256", lambda _: {})
 
-    def measured(_: object, __: object, preset: str, model: dict[str, object]) -> Result:
+    def measured(_: object, __: object, preset: str, model: dict[str, object], command: list[str]) -> Result:
         content = {"schema": 1, "id": "", "task": "controlled", "dataset": {"name": preset}, "model": model}
-        return Result(content | {"metrics": []}, [])
+        return Result(content | {"metrics": [], "command": command}, [])
 
     monkeypatch.setattr(controlled, "measured", measured)
-    asked = argparse.Namespace(preset="small", runs=tmp_path, out=tmp_path, encoders=None, tuples=None, processes=1)
-    model = json.loads(make(asked, "standard-guidance", 1).read_text())["model"]
+    asked = argparse.Namespace(
+        preset="small", runs=tmp_path, out=tmp_path, encoders=Path("demo"), tuples=None, processes=1
+    )
+    content = json.loads(make(asked, "standard-guidance", 1).read_text())
+    model = content["model"]
+    made_by = "python -m benchmarks.controlled --preset small --only standard-guidance --seeds 1 --encoders demo"
+    assert " ".join(content["command"]) == made_by
     assert given == {"delay": 0, "blend": 0}
     assert (model["name"], model["seed"], model["steps"]) == ("standard-guidance", 1, 2000)
     assert model["precision"] == "32-true"
@@ -266,6 +272,8 @@ def test_results_of_other_questions_stay_apart(tmp_path: Path, refused: Refused,
     assert "the results beside it are of tuples 64, not tuples 128. Name another --out" in said
     assert not commands
     assert "--tuples 1: need at least 2" in refused("controlled.__main__", "--preset", "small", "--tuples", 1)
+    said = refused("controlled.__main__", "--preset", "long", "--only", "animator", "--out", tmp_path)
+    assert "--only animator: the preset long has no stage 2" in said
 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, refused: Refused) -> None:

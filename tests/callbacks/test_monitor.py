@@ -95,7 +95,7 @@ def test_clips_held_out_are_asked_too_and_change_no_loss(
     board.Reload()
     assert "disentanglement_clips/tuples" in board.Tags()["images"]
     if detector is NoFaces:
-        assert said.count("0 tuples of clips: faces_found 0.00") == 2
+        assert said.count("0 tuples of clips; faces_found 0.00") == 2
         assert [event.value for event in board.Scalars("disentanglement_clips/faces_found")] == [0, 0]
     else:
         assert said.count("of real clips pictures only; reading faces needs MediaPipe") == 1
@@ -113,7 +113,7 @@ def test_outputs_that_are_no_numbers_are_an_alarm(tmp_path: Path, capsys: pytest
     assert found is not None
     shown = monitor.shown(module, monitor.tuples, make_clip(2, 32))
     monitor.report(trainer, found, own_figures(monitor.tuples, 2, 32, "wide", 0), shown, begun=0.0)
-    assert "I_pp: NaN" in capsys.readouterr().out
+    assert "I_pp: nan" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", ["every_n_steps", "tuples", "identities"])

@@ -136,9 +136,11 @@ def test_an_estimator_that_reads_badly_measures_no_leak() -> None:
     assert "| ok | I_pp | 0.900 | ≥ 0.2 |" in said
     assert [alarm.name for alarm in alarms({"I_pp": math.nan})] == ["I_pp"]
     assert [alarm.name for alarm in alarms({"loss/discriminator": 0.01})] == ["discriminator winning"]
-    assert verdict({"I_pp": 0.9}, good, []).startswith(
-        "**healthy**: both controls move what they should, and nothing else"
-    )
+    assert "| alarm | I_pp | nan | ≥ 0.2 |" in verdict({"I_pp": math.nan}, good, alarms({"I_pp": math.nan}))
+    assert [alarm.found for alarm in alarms({"loss/discriminator": math.inf})] == ["inf"]
+    assert verdict({"I_pp": 0.9, "S": 0.5}, good, []).startswith("**healthy**: both controls move what they should")
+    hardly = verdict({"I_pp": 0.21, "I_ee": 0.21, "L_pe": 0.2, "L_ep": 0.2, "S": 0.01}, good, [])
+    assert hardly.startswith("**no alarm, but S is 0.01, of healthy ones at least 0.5**")
     leaking = {"I_pp": 1.0, "I_ee": 0.9, "I_pe": 0.99, "I_ep": 0.8}  # and by this estimator nobody knows
     assert alarms(leaking) == []
     unknown = verdict(leaking, good | {"I_ep": 0.17}, [])
