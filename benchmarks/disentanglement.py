@@ -31,6 +31,7 @@ from dex.reading.measure import (
     cross_talk,
     encoded,
     is_measurable,
+    leakage,
     measure,
     outputs,
     probes,
@@ -39,8 +40,10 @@ from dex.reading.measure import (
     with_leaks,
 )
 from dex.reading.pictures import swap_grid, tuples_picture
-from dex.reading.tuples import STRATA, make_faces, make_tuples
+from dex.reading.tuples import STRATA, Faces, make_faces, make_tuples
 from dex.speed import usable_cores
+
+PROBED = 64  # identities whose codes are probed as the monitor's are
 
 
 def main() -> None:
@@ -65,7 +68,10 @@ def main() -> None:
 
 
 def report(asked: argparse.Namespace) -> None:
-    """Measures, prints, writes. Raises ValueError for a checkpoint that is none."""
+    """Measures, prints, writes. Raises ValueError for a checkpoint that is none, or a picture of no known format."""
+    for picture in (asked.picture, asked.swap_grid):
+        if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ValueError(f"{picture}: need a name that ends in .png or .jpg")
     if asked.tuples < 2 or asked.seed < 0:
         raise ValueError(f"--tuples {asked.tuples}, --seed {asked.seed}: need at least 2 and 0")
     backend = load_backend(asked.run, None, None, asked.seed, asked.steps, asked.guidance, asked.delay, asked.blend)
@@ -73,9 +79,8 @@ def report(asked: argparse.Namespace) -> None:
     own = cross_talk(tuples, usable_cores())
     cpu, animate = torch.device("cpu"), animate_by(backend)
     found = measure(outputs(animate, tuples, cpu, backend.joint_code), tuples, usable_cores())
-    faces = make_faces(64, 8, backend.size, split="test", framing=asked.framing)
-    codes = probes(encoded(lambda pictures: backend.read_motion(pictures)[1], faces, cpu), faces)
-    figures = with_leaks(found.figures, own) | codes
+    faces = make_faces(2 * PROBED, 8, backend.size, split="test", framing=asked.framing)
+    figures = with_leaks(found.figures, own) | of_codes(backend, faces, PROBED)
     between = intervals_of(squared_distances(found.readings, tuples).T.numpy(), own)
     print(table(figures, between, own))
     if asked.picture:
@@ -99,6 +104,14 @@ def report(asked: argparse.Namespace) -> None:
 def save_picture(picture: Float[Tensor, "3 H W"], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(picture, path)
+
+
+def of_codes(backend: Backend, faces: Faces, probed: int) -> dict[str, float]:
+    """What expression codes tell that they should not: `probes` of the first `probed` identities, as the monitor asks
+    them, and `leakage` of all."""
+    codes = encoded(lambda pictures: backend.read_motion(pictures)[1], faces, torch.device("cpu"))
+    first = faces.first(probed)
+    return probes(codes[: len(first.identity)], first) | leakage(codes, faces)
 
 
 def animate_by(backend: Backend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -135,6 +148,7 @@ def table(figures: Mapping[str, float], between: Mapping[str, tuple[float, float
     rows = ["| | found | 95 % | estimator's own |", "| --- | --- | --- | --- |"]
     names = [*MATRIX, "L_pe", "L_ep", "S", "probe_r2/pose_from_expression"]
     names += ["probe_r2/rotation_from_expression", "probe_r2/identity_from_expression"]
+    names += [f"pose_leakage/{name}" for name in ("ridge", "rbf", "ceiling_ridge", "ceiling_rbf", "normalised")]
     names += ["background_drift", "residual", "r2/expression", *(f"gain/{name}" for name in NAMES)]
     for name in names:
         if name in figures:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.controlled.variants import Preset
-from benchmarks.disentanglement import animate_by, intervals_of
+from benchmarks.disentanglement import animate_by, intervals_of, of_codes
 from benchmarks.manifest import sha256_of
 from benchmarks.results import SCHEMA, Result, environment, git_state, metric
 from dex.animation.backends import Backend
@@ -24,20 +24,20 @@ from dex.data.synthetic.controls import NAMES, to_blendshapes
 from dex.data.synthetic.head import GENERATOR
 from dex.data.synthetic.motion import FramingName
 from dex.data.synthetic.render import render
+from dex.metrics.extractors import Source
 from dex.metrics.influence import influence_of
 from dex.metrics.statistics import RESAMPLES
 from dex.reading.measure import (
     MATRIX,
     cross_talk,
-    encoded,
     measure,
     outputs,
-    probes,
     squared_distances,
     truths,
     why_not,
     with_leaks,
 )
+from dex.reading.regressor import SHA256
 from dex.reading.tuples import STRATA, Faces, Tuples, make_faces, make_tuples
 from dex.speed import usable_cores
 
@@ -60,7 +60,7 @@ class Questions:
         written where it is missing. Raises ValueError where it is of other questions."""
         asked = described(preset, size, framing)
         sets = {name: make_tuples(preset.tuples, size, 0, "test", name or None, framing) for name in ("", *STRATA)}
-        faces = make_faces(preset.identities, 8, size, 0, "test", framing)
+        faces = make_faces(2 * preset.identities, 8, size, 0, "test", framing)
         own = recorded(record, asked)
         if own is None:
             own = {name: cross_talk(tuples, usable_cores()) for name, tuples in sets.items()}
@@ -96,8 +96,8 @@ def measured(
     """A checkpoint's result."""
     cpu, animate = torch.device("cpu"), animate_by(backend)
     made = {name: outputs(animate, tuples, cpu, backend.joint_code) for name, tuples in questions.sets.items()}
-    codes = encoded(lambda pictures: backend.read_motion(pictures)[1], questions.faces, cpu)
-    return result_of(questions, made, preset, model, command, probes(codes, questions.faces))
+    codes = of_codes(backend, questions.faces, questions.described["identities"])
+    return result_of(questions, made, preset, model, command, codes)
 
 
 def result_of(
@@ -165,6 +165,7 @@ def squares(result: Result, stratum: str = "") -> Float[np.ndarray, "N 6"]:
     return np.array([[values[name] for name in SQUARES] for values in rows])
 
 
+ESTIMATOR = Source("dex.reading", SHA256, "Apache-2.0")
 _READER = "fit_and_network.v1"  # `dex.reading.estimate`; another version when it reads differently
 # Figures of `dex.reading` by the names of metrics; what is better only where more or less alone is a merit.
 KEYS: dict[str, tuple[str, str]] = {
@@ -178,6 +179,11 @@ KEYS: dict[str, tuple[str, str]] = {
     "probe_r2/pose_from_expression": ("probe_pose.ridge_r2.v1", "none"),
     "probe_r2/rotation_from_expression": ("probe_rotation.ridge_r2.v1", "none"),
     "probe_r2/identity_from_expression": ("probe_identity.ridge.v1", "none"),
+    "pose_leakage/ridge": ("pose_leakage.ridge_r2.v1", "none"),
+    "pose_leakage/rbf": ("pose_leakage.rbf_r2.v1", "none"),
+    "pose_leakage/ceiling_ridge": ("pose_leakage.pca512_ridge_r2.v1", "none"),
+    "pose_leakage/ceiling_rbf": ("pose_leakage.pca512_rbf_r2.v1", "none"),
+    "pose_leakage/normalised": ("pose_leakage.over_ceiling.v1", "none"),
     "background_drift": ("background_drift.either_face.v1", "lower"),  # that of benchmarks: the unedited one
     "residual": (f"residual.{_READER}", "lower"),
     **{f"gain/{name}": (f"gain_{name}.{_READER}", "none") for name in NAMES},
@@ -195,6 +201,8 @@ def entry(
 ) -> dict[str, Any]:
     """A metric of a result file."""
     of_tuples = metric(metric_id(key, stratum), value, "of the whole set", n, unit="", better=KEYS[key][1])
+    if _READER in KEYS[key][0]:
+        of_tuples["extractor"] = vars(ESTIMATOR)
     if interval:
         of_tuples |= {"ci95": list(interval), "ci_method": f"BCa bootstrap over tuples, {RESAMPLES} resamples"}
     return of_tuples | {"note": note or None}

@@ -38,7 +38,13 @@ COMPARED = {
     "animator": ("no-ray-map", "no-reference-warping", "standard-guidance", "progressive-0", "progressive-10"),
 }
 FRONT = ("I_pp", "I_ee", "I_pe", "I_ep", "S")
-BEHIND = ("probe_r2/pose_from_expression", "probe_r2/identity_from_expression", "background_drift", "residual")
+BEHIND = {
+    "probe_r2/pose_from_expression": "probe R² of pose",
+    "pose_leakage/normalised": "over what pictures tell",
+    "probe_r2/identity_from_expression": "probe of identity",
+    "background_drift": "background drift",
+    "residual": "residual",
+}
 
 
 def table(results: Sequence[Result]) -> str:
@@ -48,8 +54,15 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         by_name.setdefault(result.method, []).append(result)
     order = [name for name in (*VARIANTS, *REFERENCES) if name in by_name]
-    head = ["", "", "seeds", *FRONT, "S of each seed", "probe R² of pose", "probe of identity", "background drift"]
-    head += ["residual", *(f"S at yaw {stratum}°" for stratum in STRATA)]
+    head = [
+        "",
+        "",
+        "seeds",
+        *FRONT,
+        "S of each seed",
+        *BEHIND.values(),
+        *(f"S at yaw {stratum}°" for stratum in STRATA),
+    ]
     lines = [line(head), line(["---"] * len(head)), *(line(row(name, by_name[name])) for name in order)]
     lines += ["", line(["gain of", *NAMES]), line(["---"] * (1 + len(NAMES)))]
     for name in order:

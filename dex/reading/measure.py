@@ -23,7 +23,7 @@ from dex.metrics.influence import (
     leak,
     selectivity,
 )
-from dex.metrics.probes import identity_accuracy, pose_targets, ridge_r2
+from dex.metrics.probes import identity_accuracy, pose_leakage, pose_targets, ridge_r2
 from dex.motion.evaluation import POSE_COMPONENTS, pose_components
 from dex.reading.estimate import read
 from dex.reading.fit import Fit
@@ -203,3 +203,15 @@ def probes(codes: Float[Tensor, "N E"], faces: Faces) -> dict[str, float]:
         "probe_r2/identity_from_expression": identity,
         "code_deviation": float(codes.std(dim=0).mean()),
     }
+
+
+LEAST_FACES = 1000  # for the ceiling of `leakage`
+
+
+def leakage(codes: Float[Tensor, "N E"], faces: Faces) -> dict[str, float]:
+    """`pose_leakage` of the expression codes, what probes read of the pose, linear and not, over what they read of it
+    from the pictures; empty for fewer than `LEAST_FACES` faces. Takes longer than a training should wait."""
+    if len(faces.identity) < LEAST_FACES:
+        return {}
+    found = pose_leakage(codes, faces.pose, faces.identity, faces.pictures.flatten(1).float())
+    return {f"pose_leakage/{name}": value for name, value in found.items()}

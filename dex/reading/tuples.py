@@ -107,11 +107,16 @@ class Faces:
     pose: Float[Tensor, "N 3 4"]
     identity: list[int]
 
+    def first(self, identities: int) -> Faces:
+        """Those of the first identities."""
+        count = sum(number < identities for number in self.identity)
+        return Faces(self.pictures[:count], self.pose[:count], self.identity[:count])
+
 
 def make_faces(
     identities: int, each: int, size: int, seed: int = 0, split: str = "val", framing: FramingName = "wide"
 ) -> Faces:
-    """`identities` × `each` pictures, of other identities than `make_tuples` has."""
+    """`identities` × `each` pictures, of other identities than `make_tuples` has. Fewer are the first of more."""
     rng = np.random.default_rng([0xFACE, seed])
     poses: list[Array] = []
     pictures: list[Array] = []

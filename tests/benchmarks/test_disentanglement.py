@@ -60,6 +60,7 @@ def test_a_checkpoint_is_measured_and_the_same_twice(tmp_path: Path) -> None:
         done = command("disentanglement", tmp_path, "--tuples", 2, "--json", into / "f.json", *pictures)
         assert done.returncode == 0, done.stderr
         assert "| I_pp |" in done.stdout
+        assert "| pose_leakage/normalised |" in done.stdout
         written.append(json.loads((into / "f.json").read_text()))
         assert (into / "p.png").stat().st_size > 1000
         with Image.open(into / "grid.jpg") as grid:
@@ -73,3 +74,5 @@ def test_a_checkpoint_is_measured_and_the_same_twice(tmp_path: Path) -> None:
 def test_mistakes_are_told_in_one_line(tmp_path: Path, refused: Refused) -> None:
     assert "dex.export" in refused("disentanglement", tmp_path)
     assert "need at least 2" in refused("disentanglement", tmp_path, "--tuples", 1)
+    said = refused("disentanglement", tmp_path, "--picture", tmp_path / "p.txt")
+    assert "need a name that ends in .png or .jpg" in said

@@ -19,6 +19,7 @@ from dex.reading.measure import (
     cross_talk,
     encoded,
     is_measurable,
+    leakage,
     measure,
     outputs,
     probes,
@@ -108,6 +109,20 @@ def test_probes_find_what_a_code_holds() -> None:
     assert probes(torch.ones(count, 3), faces)["code_deviation"] == 0
     brightness = encoded(lambda pictures: pictures.mean(dim=(1, 2, 3))[:, None], faces, torch.device("cpu"))
     torch.testing.assert_close(brightness[:, 0], faces.pictures.float().mean(dim=(1, 2, 3)) / 127.5 - 1)
+
+
+def test_leakage_is_a_share_of_what_pictures_tell() -> None:
+    faces = make_faces(63, 16, 24)
+    few = faces.first(5)
+    assert torch.equal(few.pictures, make_faces(5, 16, 24).pictures)
+    assert few.identity == [number for number in range(5) for _ in range(16)]
+    assert leakage(torch.zeros(len(few.identity), 2), few) == {}
+    drawn = torch.randn(len(faces.identity), 6, generator=torch.Generator().manual_seed(0))
+    told, untold = leakage(faces.pose.flatten(1), faces), leakage(drawn, faces)
+    assert told["pose_leakage/normalised"] == 1
+    assert untold["pose_leakage/normalised"] < 0.1
+    for name in ("ridge", "rbf"):
+        assert 0.05 < told[f"pose_leakage/ceiling_{name}"] == untold[f"pose_leakage/ceiling_{name}"] < 1
 
 
 def test_tuples_are_a_function_of_their_seed_and_stratum() -> None:
