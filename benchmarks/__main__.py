@@ -148,7 +148,7 @@ def baselines(options: argparse.Namespace) -> None:
     from benchmarks.results import Result
     from benchmarks.suite import open_protocol, with_comparisons
     from benchmarks.tables import render
-    from dex.data.shards import file_sha256
+    from dex.files import file_sha256
 
     protocol, manifest, material = open_protocol(options.protocol, options.shards)
     wanted, results = file_sha256(protocol), []

@@ -21,9 +21,9 @@ from torchvision.utils import save_image
 
 from benchmarks.results import checkpoint_sha256, environment, git_state
 from dex.animation.backends import Backend, load_backend, to_network
-from dex.data.shards import write_atomic
 from dex.data.synthetic.controls import NAMES
 from dex.data.synthetic.motion import FRAMINGS
+from dex.files import write_atomic
 from dex.metrics.influence import influence_of
 from dex.metrics.statistics import bca
 from dex.reading.measure import (

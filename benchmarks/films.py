@@ -12,7 +12,7 @@ from benchmarks.material import Frames
 from benchmarks.results import REFERENCES, Result
 from benchmarks.suite import open_protocol
 from benchmarks.videos import read_video
-from dex.data.shards import file_sha256
+from dex.files import file_sha256
 
 COUNT = 10
 _FRAMES = 8  # of a strip

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.manifest import sha256_of
-from dex.data.shards import file_sha256, write_atomic
+from dex.files import file_sha256, write_atomic
 
 SCHEMA = 1
 PAIRS = ".pairs.jsonl"

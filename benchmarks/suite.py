@@ -18,7 +18,7 @@ from benchmarks.methods import Maker
 from benchmarks.results import REFERENCES, SCHEMA, Result, ResultError, environment, git_state
 from benchmarks.scoring import Extractors, Scorer
 from benchmarks.videos import VideosError, check_videos, write_video
-from dex.data.shards import file_sha256, write_atomic
+from dex.files import file_sha256, write_atomic
 from dex.metrics.extractors.faces import MediaPipeReader, ScriptReader
 from dex.metrics.extractors.features import Features, I3d
 from dex.metrics.extractors.identity import ArcFace

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from data_prep.layouts import Source
-from dex.data.shards import file_sha256
+from dex.files import file_sha256
 
 
 def duplicates(sources: Iterable[Source]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 from data_prep.layouts import Source
 from data_prep.settings import FPS
 from dex import video
-from dex.data.shards import file_sha256
+from dex.files import file_sha256
 from dex.resample import Instant, resample
 
 # A source frame stands for an instant at most this far away (seconds); farther from any frame is a gap.

@@ -25,7 +25,8 @@ from dex.batch import picture_to_float
 from dex.data.clips import DAMAGE, OpenClip
 from dex.data.latents import FOLDER, DamagedClipError, LatentHeader, latent_file, write_latents
 from dex.data.reading import Tally, read_units
-from dex.data.shards import Shard, ShardError, ShardIndex, StoredClip, file_sha256
+from dex.data.shards import Shard, ShardError, ShardIndex, StoredClip
+from dex.files import file_sha256
 
 _PICTURES = 16  # decoded and encoded at a time
 

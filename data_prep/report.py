@@ -14,7 +14,8 @@ from jaxtyping import Shaped
 
 from data_prep import histograms
 from data_prep.pipeline import Record
-from dex.data.shards import StoredClip, write_atomic
+from dex.data.shards import StoredClip
+from dex.files import replacing, write_atomic
 from dex.video import ClipReader
 
 NAME = "report.json"
@@ -112,9 +113,8 @@ def draw_histograms(path: Path, records: Iterable[Record]) -> None:
     for axis, (name, (edges, label)) in zip(axes.flat, histograms.BINS.items(), strict=True):
         axis.bar(edges[:-1], counts[name], width=np.diff(edges), align="edge", edgecolor="white", linewidth=0.4)
         axis.set(xlabel=label, ylabel="clips" if name == "seconds" else "frames")
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=100)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
 
 
 def draw_contact_sheet(path: Path, clips: Sequence[StoredClip]) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from data_prep.layouts import Source
 from data_prep.pipeline import Record
-from dex.data.shards import StoredClip, staged_clips, write_atomic
+from dex.data.shards import StoredClip, staged_clips
+from dex.files import write_atomic
 
 
 class StagingError(ValueError):

@@ -30,7 +30,7 @@ from dex.callbacks.log_lines import LogLines
 from dex.callbacks.monitor import Monitor
 from dex.callbacks.preview import Preview
 from dex.callbacks.throughput import Throughput
-from dex.data.shards import write_atomic
+from dex.files import write_atomic
 from dex.saved import ExportError, flatten
 from dex.sharding import leave_group
 from dex.speed import emulates_bf16

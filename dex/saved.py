@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dex.files import replacing, write_atomic
+
 SCHEMA = 1
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -34,9 +36,10 @@ class Saved:
 def write(folder: Path, name: str, sections: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Writes `state` to the file `name` and `sections`, which JSON must know how to write, to config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / name)
+    with replacing(folder / name) as temporary:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, temporary)
     content = {"schema": SCHEMA, "weights": name, **sections}
-    (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_atomic(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def weights_name(folder: Path) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -28,6 +27,8 @@ import decord
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from jaxtyping import Shaped
+
+from dex.files import replacing
 
 log = logging.getLogger(__name__)
 decord.logging.set_level(decord.logging.QUIET)
@@ -107,17 +108,15 @@ def clip_writer(
     Raises `VideoError` for no frames, odd sizes, frames of different sizes, or a `sound` that is no video.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     options = {"crf": str(crf), "preset": preset, "threads": "1"}
     options["x264-params"] = f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:bframes=0"
-    try:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            encoder = _Encoder(container, Fraction(fps), options, sound)
-            yield encoder.add
-            encoder.finish()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        encoder = _Encoder(container, Fraction(fps), options, sound)
+        yield encoder.add
+        encoder.finish()
 
 
 class _Encoder:

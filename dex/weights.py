@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
+from dex.files import file_sha256, replacing
+
 if TYPE_CHECKING:  # `list`, `fetch` and `verify` need no torch, and answer at once without it
     import torch
 
@@ -281,22 +283,19 @@ def fetch(name: str, folder: Path | None = None) -> Path:
             raise
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
         raise WeightsError(f"{name}: HF_HUB_OFFLINE forbids downloads. Unset it, or copy {weight.url} to {target}")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        found = _download(name, weight, weight.url, partial)
-        if found != weight.sha256:
-            raise WeightsError(f"{name}: {weight.url} gave sha256 {found}, {weight.sha256} is right; nothing was kept")
-        os.replace(partial, target)
+        with replacing(target) as partial:
+            found = _download(name, weight, weight.url, partial)
+            if found != weight.sha256:
+                wrong = f"{weight.url} gave sha256 {found}, {weight.sha256} is right; nothing was kept"
+                raise WeightsError(f"{name}: {wrong}")
     except OSError as error:  # URLError, time-outs and file errors alike
         reason = getattr(error, "reason", None) or error
         raise WeightsError(
             f"{name}: cannot fetch {weight.url} into {target.parent}: {reason}. Fetch it where there is a network and "
             f"copy it to {target}, or set DEX_WEIGHTS to a folder that holds it"
         ) from error
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
     return path(name, folder)
 
 
@@ -315,8 +314,6 @@ def _download(name: str, weight: Weight, url: str, target: Path) -> str:
             file.write(chunk)
             received += len(chunk)
             bar.update(len(chunk))
-        file.flush()
-        os.fsync(file.fileno())
     return digest.hexdigest()
 
 
@@ -337,8 +334,7 @@ def _sha256(file: Path) -> str:
     status = file.stat()
     key = (file.resolve(), status.st_mtime_ns, status.st_size)
     if key not in _hashes:
-        with open(file, "rb") as opened:
-            _hashes[key] = hashlib.file_digest(opened, "sha256").hexdigest()
+        _hashes[key] = file_sha256(file)
     return _hashes[key]
 
 

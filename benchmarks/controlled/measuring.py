@@ -19,11 +19,11 @@ from benchmarks.disentanglement import animate_by, intervals_of, of_codes
 from benchmarks.manifest import sha256_of
 from benchmarks.results import SCHEMA, Result, environment, git_state, metric
 from dex.animation.backends import Backend
-from dex.data.shards import write_atomic
 from dex.data.synthetic.controls import NAMES, to_blendshapes
 from dex.data.synthetic.head import GENERATOR
 from dex.data.synthetic.motion import FramingName
 from dex.data.synthetic.render import render
+from dex.files import write_atomic
 from dex.metrics.extractors import Source
 from dex.metrics.influence import influence_of
 from dex.metrics.statistics import RESAMPLES

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dex.data.shards import CropContract, write_atomic
+from dex.data.shards import CropContract
+from dex.files import write_atomic
 
 SUFFIX = ".motion.safetensors"
 SCHEMA = 1

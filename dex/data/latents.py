@@ -11,7 +11,6 @@ posterior: in float32 a training step sees the same numbers as when it encodes f
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
 from dex.data.shards import ShardError, ShardIndex
+from dex.files import replacing
 
 SCHEMA = "1"
 FOLDER = "latents"  # beside the shards
@@ -75,9 +75,8 @@ def write_latents(
     """
     dtype = _TYPES[header.dtype]
     room = len(_head(header, shapes, dtype)) + 32 * len(shapes)
-    temporary = path.with_name(f".{path.name}.tmp")
     whole: dict[str, tuple[int, int, int, int]] = {}
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         file.seek(8 + room)
         for key, shape in shapes.items():
             begin = file.tell()
@@ -92,9 +91,6 @@ def write_latents(
             whole[key] = shape
         file.seek(0)
         file.write(room.to_bytes(8, "little") + _head(header, whole, dtype).ljust(room))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
     return [key for key in shapes if key not in whole]
 
 

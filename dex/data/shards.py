@@ -22,7 +22,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +30,8 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+
+from dex.files import file_sha256, replacing, write_atomic
 
 SCHEMA = 1
 SHARD_BYTES = 500_000_000
@@ -201,19 +202,6 @@ class StoredClip:
     members: dict[str, Callable[[], bytes]]  # extension → reader
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary name, fsync, rename: `path` is either the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def stage_clip(folder: Path, meta: ClipMeta, labels: FrameLabels, video: bytes, audio: bytes | None = None) -> None:
     """Puts a clip's files into `folder`, the json last. Raises `ShardError` where labels and meta disagree."""
     if len(labels) != meta.frames:
@@ -310,19 +298,18 @@ def _check_agreement(metas: list[ClipMeta], out: Path) -> None:
 
 def _write_shard(path: Path, pending: list[list[StoredClip]], shard_bytes: int) -> Shard:
     """Moves groups from the front of `pending` into one tar until it holds `shard_bytes`; at least one group."""
-    temporary = path.with_name(f".{path.name}.tmp")
     written: list[ClipMeta] = []
-    with open(temporary, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "wb") as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         while pending and (not written or file.tell() < shard_bytes):
             for clip in pending.pop(0):
                 for extension in MEMBERS:
                     if extension in clip.members:
                         _add(tar, f"{clip.meta.key}.{extension}", clip.members[extension]())
                 written.append(clip.meta)
-        tar.close()
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
     return Shard(path.name, file_sha256(path), path.stat().st_size, len(written), sum(meta.frames for meta in written))
 
 
@@ -330,8 +317,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)  # no owner, no time: the same clips give the same bytes
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dex.data.shards import file_sha256
+from dex.files import file_sha256
 from dex.motion.config import MotionConfig
 from dex.motion.generator import MotionGenerator, read_motion
 from dex.saved import ExportError as ExportError

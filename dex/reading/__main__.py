@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dex.batch import FACE
-from dex.data.shards import write_atomic
 from dex.data.synthetic.controls import NAMES
 from dex.data.synthetic.motion import FRAMINGS
+from dex.files import write_atomic
 from dex.motion.evaluation import POSE_COMPONENTS
 from dex.reading.degrade import degraded
 from dex.reading.fit import SIZE

@@ -20,10 +20,10 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from dex.data.shards import write_atomic
 from dex.data.synthetic.controls import NAMES
 from dex.data.synthetic.head import Head, make_head
 from dex.data.synthetic.splits import identity_seed
+from dex.files import write_atomic
 from dex.muon import Muon
 from dex.reading import fit
 from dex.reading.degrade import EACH, Degraded, make

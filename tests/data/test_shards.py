@@ -3,9 +3,6 @@
 import hashlib
 import io
 import json
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -180,38 +177,6 @@ def test_a_clip_that_was_not_finished_is_not_there(
     monkeypatch.undo()
     stage(tmp_path, meta(), audio=b"sound")
     assert [clip.meta for clip in shards.staged_clips(tmp_path)] == [meta()]
-
-
-def test_write_atomic_keeps_the_old_file_where_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "file"
-    shards.write_atomic(target, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        shards.write_atomic(target, b"new")
-    assert contents(tmp_path) == {"file": b"old"}
-
-
-def test_write_atomic_under_kill_9_leaves_a_whole_file(tmp_path: Path) -> None:
-    target, size = tmp_path / "file", 8 << 20
-    program = (
-        "import itertools, sys; from pathlib import Path; from dex.data.shards import write_atomic\n"
-        f"for i in itertools.count(): write_atomic(Path(sys.argv[1]), bytes([i % 256]) * {size})"
-    )
-    for delay in (0.02, 0.05):
-        with subprocess.Popen([sys.executable, "-c", program, str(target)]) as process:
-            while not target.exists():
-                assert process.poll() is None
-                time.sleep(0.005)
-            time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-        data = target.read_bytes()
-        assert len(data) == size
-        assert data == data[:1] * size
-        target.unlink()
 
 
 # ---- packing ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from dex.files import file_sha256
 from dex.metrics import MetricError
 from dex.metrics.extractors import Source, source_of, together
 
@@ -150,7 +150,7 @@ class ScriptReader(MediaPipeReader):
         file = path.parent / settings["file"]
         if not file.is_file():
             raise MetricError(f"{path}: {file} is missing")
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = file_sha256(file)
         if digest != settings["sha256"]:
             raise MetricError(f"{path}: {file} has sha256 {digest}, not the one that stands there; it was not opened")
         return cls(settings, file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dex import weights
+from dex.files import file_sha256
 from dex.metrics import MetricError
 from dex.metrics.extractors import Source, source_of
 from dex.metrics.pictures import check_pictures
@@ -71,7 +71,7 @@ class I3d:
         """TorchScript runs code: a file of another hash is not opened. Raises `MetricError`."""
         if not file.is_file():
             raise MetricError(f"{file}: no such file. FVD needs an I3D TorchScript file")
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        found = file_sha256(file)
         if found != sha256:
             raise MetricError(f"{file}: has sha256 {found}, {sha256} was given; it was not opened")
         self.source, self._device = Source("i3d", sha256, "as its publisher states"), device
