@@ -65,6 +65,11 @@ class Batch:
     source_latent: Float[Tensor, "B c h w"] | None = None
     driving_latent: Float[Tensor, "B K c h w"] | None = None
 
+    @property
+    def posed(self) -> Shaped[Tensor, "B K 3 H W"]:
+        """The frames that driving poses are read from: `pose_view` where there is one."""
+        return self.driving if self.pose_view is None else self.pose_view
+
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, which a GPU copies from while the processor goes on; what fields share, they
         still share. Called by torch's `DataLoader(pin_memory=True)`."""

@@ -58,7 +58,8 @@ BLOCKS = (ResnetBlock2D, DenoisingBlock, ReferenceBlock)
 
 @dataclass(frozen=True)
 class AnimatorOptimisation:
-    """AdamW. The paper names no rate; 1e-5 is usual for all weights of Stable Diffusion **(ours)**."""
+    """AdamW, or Muon with Adam beside it. The paper names no rate; 1e-5 is usual for all weights of Stable Diffusion
+    **(ours)**."""
 
     learning_rate: float = 1e-5
     # Of Muon (`dex.muon`, ours) for matrices, about 0.02, `learning_rate` being for the rest; 0: AdamW for all. For
@@ -350,8 +351,7 @@ class Animator(L.LightningModule):
         if labels and (source_weight > 0).all() and (driving_weight > 0).all():  # nothing is left to be read
             source_pose, driving_pose = batch.source_pose, batch.driving_pose
         else:
-            pose_view = batch.driving if batch.pose_view is None else batch.pose_view
-            source_pose, driving_pose = self.read_poses(batch.source, pose_view)
+            source_pose, driving_pose = self.read_poses(batch.source, batch.posed)
             if labels:
                 source_pose = known_poses(batch.source_pose, source_weight, source_pose)
                 driving_pose = known_poses(batch.driving_pose, driving_weight, driving_pose)

@@ -15,12 +15,11 @@ from dex.pose import full_precision
 @torch.no_grad()
 def reenactment_grid(generator: MotionGenerator, batch: Batch, made: Generated, samples: int) -> Float[Tensor, "3 H W"]:
     """Rows of source | pose driver | expression driver | output | truth | warped feature; values in [0, 1]."""
-    pose_view = batch.driving if batch.pose_view is None else batch.pose_view
     feature = generator.appearance_encoder(batch.source, made.source_pose)
     warped = feature_picture(generator.warp(feature, made.source_pose, made.driving_pose[:, 0]), batch.source.shape[-1])
     columns = [
         batch.source,
-        pose_view[:, 0],
+        batch.posed[:, 0],
         batch.expression_view[:, 0],
         made.fake[:, 0],
         batch.driving[:, 0],

@@ -53,7 +53,7 @@ BLOCKS = (ResBlock2d, ResBlock3d, StyleStage, CNBlock)
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Adam for both sides. The paper: constant 1e-4, 200 k steps; with `decay_steps` 0 it stays constant."""
+    """Adam for both sides, or Muon for the generator's. The paper: Adam, 1e-4 (`decay_steps` 0), 200 k steps."""
 
     learning_rate: float = 1e-4
     discriminator_learning_rate: float = 1e-4
@@ -381,7 +381,7 @@ class MotionTrainer(L.LightningModule):
         return found if isinstance(found, list) else [found]
 
     def set_rate(self, optimizer: torch.optim.Optimizer) -> float:
-        """Of this step; returns Adam's."""
+        """All rates of this step, Muon's among them; returns Adam's."""
         return scale_rates(optimizer, self.optimisation.factor(self.global_step))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -395,8 +395,7 @@ class MotionTrainer(L.LightningModule):
 
     def reenact(self, batch: Batch) -> Generated:
         """Î by the moving average, without augmentation: pose from `pose_view`, expression from `expression_view`."""
-        pose_view = batch.driving if batch.pose_view is None else batch.pose_view
-        return self.driven(batch.source, pose_view, batch.expression_view)
+        return self.driven(batch.source, batch.posed, batch.expression_view)
 
     def driven(
         self,
