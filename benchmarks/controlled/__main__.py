@@ -59,7 +59,7 @@ def main() -> None:
         "--encoders", type=Path, metavar="DIR", help="what all of stage 2 stands on, instead of (a) of its seed"
     )
     parser.add_argument(
-        "--tuples", type=int, metavar="N", help="to measure on, instead of the preset's; with its own --out"
+        "--tuples", type=int, metavar="N", help="measured on, of poses as in training alone; with an --out of its own"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/controlled"), help="folder of the trainings")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
@@ -176,7 +176,7 @@ def asked_of_all(asked: argparse.Namespace) -> tuple[Preset, int, FramingName, P
     data: dict[str, Any] = {}
     for name in preset.motion:
         data |= yaml.safe_load((CONFIGS / name).read_text()).get("data", {}).get("init_args", {})
-    preset = preset if asked.tuples is None else replace(preset, tuples=asked.tuples)
+    preset = preset if asked.tuples is None else replace(preset, tuples=asked.tuples, strata=())
     return preset, data["size"], data.get("framing", "wide"), asked.out / ESTIMATOR.format(asked.preset)
 
 

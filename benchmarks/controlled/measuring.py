@@ -38,7 +38,7 @@ from dex.reading.measure import (
     with_leaks,
 )
 from dex.reading.regressor import SHA256
-from dex.reading.tuples import STRATA, Faces, Tuples, make_faces, make_tuples
+from dex.reading.tuples import Faces, Tuples, make_faces, make_tuples
 from dex.speed import usable_cores
 
 REFERENCES = ("oracle", "joint-code", "copy-source", "constant")
@@ -59,7 +59,9 @@ class Questions:
         """`record`: a file of the estimator's figures on these very questions, which takes minutes to find out and is
         written where it is missing. Raises ValueError where it is of other questions."""
         asked = described(preset, size, framing)
-        sets = {name: make_tuples(preset.tuples, size, 0, "test", name or None, framing) for name in ("", *STRATA)}
+        sets = {
+            name: make_tuples(preset.tuples, size, 0, "test", name or None, framing) for name in ("", *preset.strata)
+        }
         faces = make_faces(2 * preset.identities, 8, size, 0, "test", framing)
         own = recorded(record, asked)
         if own is None:
@@ -72,7 +74,7 @@ class Questions:
 def described(preset: Preset, size: int, framing: FramingName) -> dict[str, Any]:
     """What is asked of every variant of a preset."""
     of = {"generator": GENERATOR, "size": size, "framing": framing, "tuples": preset.tuples, "split": "test"}
-    return of | {"identities": preset.identities, "strata": list(STRATA)}
+    return of | {"identities": preset.identities, "strata": list(preset.strata)}
 
 
 def recorded(record: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:

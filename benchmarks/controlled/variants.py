@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dex.reading.tuples import STRATA
+
 _UNMOVED = {  # nothing is turned, moved or scaled in the picture that the expression encoder sees
     f"model.init_args.pose_augmentation.{name}": 0 for name in ("rotation", "scale", "translation", "perspective")
 }
@@ -74,6 +76,7 @@ class Preset:
     seeds: tuple[int, ...]
     variants: tuple[str, ...]
     tuples: int = 64
+    strata: tuple[str, ...] = STRATA  # of yaw, as many tuples in each
     identities: int = 64
 
 

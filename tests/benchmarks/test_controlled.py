@@ -269,7 +269,7 @@ def test_results_of_other_questions_stay_apart(tmp_path: Path, refused: Refused,
     record = ROOT / "benchmarks" / "results" / "controlled" / "estimator-small.json"
     (tmp_path / record.name).write_bytes(record.read_bytes())
     said = refused("controlled.__main__", "--preset", "small", "--out", tmp_path, "--tuples", 128)
-    assert "the results beside it are of tuples 64, not tuples 128. Name another --out" in said
+    assert "the results beside it are of tuples 64, strata" in said
     assert not commands
     assert "--tuples 1: need at least 2" in refused("controlled.__main__", "--preset", "small", "--tuples", 1)
     said = refused("controlled.__main__", "--preset", "long", "--only", "animator", "--out", tmp_path)
