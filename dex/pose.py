@@ -34,11 +34,6 @@ def split_pose(
     return scaled / scale[..., None, None], pose[..., 3], scale
 
 
-def identity_pose(*batch: int, device: torch.device | None = None) -> Float[Tensor, "*b 3 4"]:
-    """R = I, t = 0, s = 1, repeated over `batch`."""
-    return torch.eye(3, 4, device=device).expand(*batch, 3, 4)
-
-
 def compose(a: Float[Tensor, "*b 3 4"], b: Float[Tensor, "*b 3 4"]) -> Float[Tensor, "*b 3 4"]:
     """a ∘ b: first b, then a, as 4×4 matrices."""
     linear = a[..., :3] @ b[..., :3]
@@ -97,11 +92,6 @@ def rotation_from_6d(six: Float[Tensor, "*b 6"]) -> Float[Tensor, "*b 3 3"]:
     second = six[..., 3:] - (first * six[..., 3:]).sum(-1, keepdim=True) * first
     second = F.normalize(second, dim=-1)
     return torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1)
-
-
-def rotation_to_6d(rotation: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 6"]:
-    """The first two columns of R, the inverse of `rotation_from_6d`."""
-    return torch.cat([rotation[..., 0], rotation[..., 1]], dim=-1)
 
 
 def geodesic(a: Float[Tensor, "*b 3 3"], b: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b"]:

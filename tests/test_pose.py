@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from dex import pose
+from tests.poses import identity_pose
 
 DEGREE = math.pi / 180
 
@@ -57,7 +58,7 @@ def test_compose_and_invert_are_the_4x4_product_and_inverse() -> None:
 def test_inverse_cancels_in_float32() -> None:
     p = poses(64).float()
     for product in (pose.compose(p, pose.invert(p)), pose.compose(pose.invert(p), p)):
-        torch.testing.assert_close(product, pose.identity_pose(64), atol=1e-5, rtol=0)
+        torch.testing.assert_close(product, identity_pose(64), atol=1e-5, rtol=0)
 
 
 def test_relative_pose_is_the_4x4_formula_and_carries_the_source_to_the_driver() -> None:
@@ -120,7 +121,7 @@ def test_euler_at_the_gimbal_gives_the_same_matrix(yaw: float, dtype: torch.dtyp
 
 def test_6d_round_trip_and_gram_schmidt() -> None:
     matrix = rotations(64)
-    torch.testing.assert_close(pose.rotation_from_6d(pose.rotation_to_6d(matrix)), matrix)
+    torch.testing.assert_close(pose.rotation_from_6d(torch.cat([matrix[..., 0], matrix[..., 1]], dim=-1)), matrix)
     six = torch.randn(64, 6, dtype=torch.float64)
     found = pose.rotation_from_6d(six).numpy()
     np.testing.assert_allclose(found.transpose(0, 2, 1) @ found, np.broadcast_to(np.eye(3), (64, 3, 3)), atol=1e-12)
@@ -348,7 +349,7 @@ def test_face_view_undoes_what_a_pose_does_in_the_plane() -> None:
     cos, sin = math.cos(roll) / scale, math.sin(roll) / scale
     u, v = cos * (x - shift[0]) + sin * (y - shift[1]), -sin * (x - shift[0]) + cos * (y - shift[1])
     seen = pose.face_view(scene(u, v)[None], moved)
-    expected = pose.face_view(scene(x, y)[None], pose.identity_pose(1))
+    expected = pose.face_view(scene(x, y)[None], identity_pose(1))
     torch.testing.assert_close(seen[..., 8:-8, 8:-8], expected[..., 8:-8, 8:-8], atol=0.02, rtol=0)
     # Yaw moves the front of the face sideways, and the view goes with it.
     turned = pose.make_pose(pose.matrix_from_euler(zero + 0.5, zero, zero), torch.zeros(1, 3), torch.ones(1))

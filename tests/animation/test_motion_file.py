@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dex.animation.motion_file import Motion, MotionError
 from dex.data.shards import CropContract
-from dex.pose import identity_pose
+from tests.poses import identity_pose
 
 
 def motion(frames: int = 5) -> Motion:

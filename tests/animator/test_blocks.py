@@ -8,8 +8,9 @@ from dex.animator.blocks import DenoisingBlock, as_volume, volume_depth
 from dex.animator.conditions import BlockConditions, FrameConditions, Reference, per_frame
 from dex.animator.unet import AnimatorUNet, blocks_of
 from dex.motion.head_surface import coordinates
-from dex.pose import identity_pose, make_pose, matrix_from_euler
+from dex.pose import make_pose, matrix_from_euler
 from tests.animator.conftest import random_poses
+from tests.poses import identity_pose
 
 SIZE = 8
 INDEX = 2  # a block of the second level: 32 channels at half the latent's size

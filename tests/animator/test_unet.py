@@ -12,9 +12,10 @@ from dex.animator.config import AnimatorConfig, stable_diffusion
 from dex.animator.storage import load_animator, save_animator
 from dex.animator.unet import PLACES, AnimatorUNet, Conditions, Reference, blocks_of
 from dex.motion.head_surface import CHANNELS, coordinates
-from dex.pose import identity_pose, ray_map
+from dex.pose import ray_map
 from dex.saved import ExportError
 from tests.animator.conftest import TINY, TINY_UNET, away_from_zero, random_conditions, random_poses
+from tests.poses import identity_pose
 
 
 def noisy(samples: int = 2, frames: int = 3) -> tuple[Tensor, Tensor]:

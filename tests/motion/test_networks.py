@@ -10,8 +10,9 @@ from dex.motion.config import MotionConfig
 from dex.motion.discriminator import Discriminator, minibatch_std
 from dex.motion.generator import MotionGenerator, expression_input
 from dex.motion.layers import StyleConv
-from dex.pose import face_view, identity_pose, make_pose, matrix_from_euler, warp_volume
+from dex.pose import face_view, make_pose, matrix_from_euler, warp_volume
 from tests.motion.conftest import TINY
+from tests.poses import identity_pose
 
 
 def outputs_by_name(module: torch.nn.Module) -> dict[str, list[tuple[int, ...]]]:
