@@ -96,6 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--identity", choices=("arcface", "none"), default="arcface", help="none: no CSIM")
         command.add_argument("--i3d", type=Path, metavar="FILE", help="TorchScript of I3D: FVD as well")
         command.add_argument("--i3d-sha256", default="", metavar="HASH", help="of that file, the one that you trust")
+        command.add_argument(
+            "--device", help="of the networks that read videos, cpu or cuda:1 (default: a GPU where there is one)"
+        )
         command.add_argument("--force", action="store_true", help="an FVD of fewer than 256 videos")
         command.add_argument(
             "--motion-extractor", type=Path, metavar="FILE.yaml", help="your own, see docs/benchmarks.md"
@@ -209,10 +212,12 @@ def _score(options: argparse.Namespace, videos: Path, model: dict[str, Any], ext
 
 
 def _extractors(options: argparse.Namespace) -> Extractors:
-    from benchmarks.suite import make_extractors
+    from benchmarks.suite import make_extractors, reading_device
 
     o = options
-    return make_extractors(o.perceptual, o.features, o.identity, o.motion_extractor, o.i3d, o.i3d_sha256, o.force)
+    return make_extractors(
+        o.perceptual, o.features, o.identity, o.motion_extractor, o.i3d, o.i3d_sha256, o.force, reading_device(o.device)
+    )
 
 
 def table(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from benchmarks.results import checkpoint_sha256, environment, git_state
-from dex.animation.backends import Backend, load_backend, to_network
+from dex.animation.backends import Backend, device, load_backend, to_network
 from dex.data.synthetic.controls import NAMES
 from dex.data.synthetic.motion import FRAMINGS
 from dex.files import write_atomic
@@ -95,7 +95,7 @@ def report(asked: argparse.Namespace) -> None:
             "estimator": own,
             "asked": {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()},
             "model": {"checkpoint_sha256": checkpoint_sha256(asked.run), **backend.provenance},
-            "environment": environment(),
+            "environment": environment(device()),
             **git_state(),
         }
         write_atomic(asked.json, (json.dumps(content, indent=1) + "\n").encode())

@@ -98,19 +98,26 @@ def metric(name: str, value: float | None, aggregation: str, n: int, unit: str, 
     }
 
 
-def environment() -> dict[str, Any]:
-    """What the numbers may depend on beside their inputs."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the numbers may depend on beside their inputs. `device`: of the networks that they come from."""
     cuda = torch.cuda.is_available()
     packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions())
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
-        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "device": device_name(device),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "packages_sha256": sha256_of(packages),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's own; of a CPU its kind."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.machine() if device.type == "cpu" else device.type
 
 
 def checkpoint_sha256(checkpoint: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What scoring costs beside its networks: frames a second, against the same networks on frames held in memory.
 
-    python -m benchmarks.score_speed [--size 512] [--clips 6] [--turns 3] [--json FILE]
+    python -m benchmarks.score_speed [--size 512] [--clips 6] [--turns 3] [--device cuda] [--json FILE]
 
 `ratio` = seconds of the bare extractors / seconds of `benchmarks score`, which also checks, decodes and draws. Both see
 the same frames as often, in turns, so that another load on the machine meets them alike. `kib_per_clip` is what the
@@ -25,7 +25,7 @@ from benchmarks.manifest import Manifest
 from benchmarks.material import SyntheticClips
 from benchmarks.memory import resident_bytes, return_freed
 from benchmarks.scoring import Extractors, Scorer, as_float
-from benchmarks.suite import generate, make_extractors
+from benchmarks.suite import generate, make_extractors, reading_device
 from benchmarks.videos import check_videos
 from dex.metrics.pictures import psnr, ssim
 
@@ -35,10 +35,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--clips", type=int, default=6)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--device", help="of the networks (default: a GPU where there is one)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     try:
-        figures = run(arguments.size, arguments.clips, arguments.turns)
+        figures = run(arguments.size, arguments.clips, arguments.turns, arguments.device)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -46,14 +47,16 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def run(size: int, clips: int, turns: int) -> dict[str, Any]:
+def run(size: int, clips: int, turns: int, device: str | None = None) -> dict[str, Any]:
     if clips < 1 or turns < 1:
         raise ValueError("--clips and --turns must be at least 1")
     manifest = make_synthetic("self", "speed", clips, size, 0)
     material = SyntheticClips.of(manifest)
     with (
         tempfile.TemporaryDirectory() as folder,
-        make_extractors("stlpips_alex", "effnet_lite0", "arcface", None, None, "", False) as extractors,
+        make_extractors(
+            "stlpips_alex", "effnet_lite0", "arcface", None, None, "", False, reading_device(device)
+        ) as extractors,
     ):
         videos = Path(folder)
         generate(manifest, lambda pair: material.frames(pair.pose), videos)

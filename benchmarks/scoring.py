@@ -53,12 +53,15 @@ class Extractors:
     identity: ArcFace | None  # None: no CSIM
     perceptual: Perceptual
     features: Features
+    device: torch.device  # of the networks; MediaPipe reads on the CPU
     videos: I3d | None = None  # None: no FVD
     few_videos: bool = False  # an FVD of fewer than 256 is wanted all the same
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self.faces)
+        # On a GPU convolutions would otherwise keep ten bits of each number (TF32), and choose their order of addition.
+        self._stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
         return self
 
     def __exit__(self, *error: Any) -> None:

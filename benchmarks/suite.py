@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from benchmarks.manifest import Manifest, find, sha256_of
 from benchmarks.material import Material, open_material
 from benchmarks.methods import Maker
-from benchmarks.results import REFERENCES, SCHEMA, Result, ResultError, environment, git_state
+from benchmarks.results import REFERENCES, SCHEMA, Result, ResultError, device_name, environment, git_state
 from benchmarks.scoring import Extractors, Scorer
 from benchmarks.videos import VideosError, check_videos, write_video
+from dex.animation.backends import device
 from dex.files import file_sha256, write_atomic
 from dex.metrics.extractors.faces import MediaPipeReader, ScriptReader
 from dex.metrics.extractors.features import Features, I3d
@@ -26,7 +28,7 @@ from dex.metrics.extractors.perceptual import Perceptual
 from dex.metrics.statistics import holm, sign_flip
 
 _MADE = "made.json"  # beside the videos of `run`
-_TOLERANCE = 1e-9  # of a number that is computed again on the same machine
+_TOLERANCE = 1e-9  # of a number that is computed again on the same device
 
 
 def open_protocol(protocol: str, shards: Path | None) -> tuple[Path, Manifest, Material]:
@@ -94,7 +96,7 @@ def score(
         },
         "metrics": scores.metrics,
         "comparisons": [],
-        "environment": environment(),
+        "environment": environment(extractors.device),
         "warnings": scores.warnings,
         "command": list(command),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -120,15 +122,29 @@ def make_extractors(
     i3d: Path | None,
     i3d_sha256: str,
     few_videos: bool,
+    device: torch.device,
 ) -> Extractors:
-    """`identity`: "none" for no CSIM.
+    """`identity`: "none" for no CSIM. `device`: of their networks.
 
     Raises `WeightsError` where weights are missing, ValueError where MediaPipe is.
     """
-    videos = None if i3d is None else I3d(i3d, i3d_sha256)
-    faces = MediaPipeReader() if motion is None else ScriptReader.from_file(motion)
-    embedding = None if identity == "none" else ArcFace()
-    return Extractors(faces, embedding, Perceptual(perceptual), Features(features), videos, few_videos)
+    videos = None if i3d is None else I3d(i3d, i3d_sha256, device)
+    faces = MediaPipeReader() if motion is None else ScriptReader.from_file(motion, device)
+    embedding = None if identity == "none" else ArcFace(device)
+    networks = Perceptual(perceptual, device), Features(features, device)
+    return Extractors(faces, embedding, *networks, device, videos, few_videos)
+
+
+def reading_device(name: str | None) -> torch.device:
+    """By its name; None: a GPU where there is one. Raises ValueError for one that this machine lacks."""
+    if name is None:
+        return device()
+    try:
+        empty = torch.empty(0, device=name)
+        empty.cpu()  # the meta device computes nothing
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        raise ValueError(f"--device {name}: {str(error).partition('. ')[0]}") from None
+    return empty.device
 
 
 def verify(
@@ -164,9 +180,15 @@ def verify(
         for entry in content["metrics"]:
             found = again.metric(entry["id"])
             if found is None or not _same(found["value"], entry["value"]):
-                raise ResultError(f"{path}: {entry['id']} is {entry['value']}, now {found and found['value']}")
+                where = _elsewhere(content["environment"]["device"], device_name(extractors.device))
+                raise ResultError(f"{path}: {entry['id']} is {entry['value']}, now {found and found['value']}{where}")
         done.append(f"{path}: {len(content['metrics'])} numbers recomputed from {videos}, all the same")
     return done
+
+
+def _elsewhere(read: str, now: str) -> str:
+    """What a number that differs may be due to."""
+    return "" if read == now else f" (read on {read}, now on {now}: last digits depend on that, --device chooses)"
 
 
 def _same(a: float | None, b: float | None) -> bool:

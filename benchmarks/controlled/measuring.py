@@ -18,7 +18,7 @@ from benchmarks.controlled.variants import Preset
 from benchmarks.disentanglement import animate_by, intervals_of, of_codes
 from benchmarks.manifest import sha256_of
 from benchmarks.results import SCHEMA, Result, environment, git_state, metric
-from dex.animation.backends import Backend
+from dex.animation.backends import Backend, device
 from dex.data.synthetic.controls import NAMES, to_blendshapes
 from dex.data.synthetic.head import GENERATOR
 from dex.data.synthetic.motion import FramingName
@@ -139,7 +139,7 @@ def result_of(
         "estimator": questions.own,
         "metrics": entries,
         "comparisons": [],
-        "environment": environment(),
+        "environment": environment(device()),
         "warnings": [],
         "command": list(command),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

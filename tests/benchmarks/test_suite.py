@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from benchmarks.estimator import Estimator
 from benchmarks.make import make_synthetic
 from benchmarks.manifest import Span
 from benchmarks.material import SyntheticClips, edited
-from benchmarks.results import Result
+from benchmarks.results import Result, environment
 from benchmarks.scoring import Scorer
+from benchmarks.suite import make_extractors, reading_device
 from benchmarks.videos import write_video
 from dex.metrics.influence import Influence, Reading, selectivity
 from tests.animation.conftest import checkpoint  # noqa: F401  the fixture
@@ -68,6 +70,17 @@ def run(protocol: Path, out: Path, *words: str) -> Result:
     return Result.load(out / f"{name}-{protocol.stem}.json")
 
 
+def test_every_network_gets_the_device_and_the_result_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    meta, asked = torch.device("meta"), []
+    for name in ("ArcFace", "Perceptual", "Features", "I3d", "ScriptReader.from_file"):
+        monkeypatch.setattr(f"benchmarks.suite.{name}", lambda *given: asked.append(given[-1]))
+    made = make_extractors("vgg16", "inception", "arcface", Path("own.yaml"), Path("i3d.pt"), "", True, meta)
+    assert asked == [meta] * 5
+    assert environment(made.device)["device"] == "meta"
+    assert environment(reading_device("cpu"))["device"] == platform.machine()
+    assert reading_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def test_without_an_identity_network_there_is_no_csim(
     protocol: Path,
     tmp_path: Path,
@@ -75,7 +88,7 @@ def test_without_an_identity_network_there_is_no_csim(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("benchmarks.suite.ArcFace", lambda: pytest.fail("asked for"))
+    monkeypatch.setattr("benchmarks.suite.ArcFace", lambda device: pytest.fail("asked for"))
     found = run(protocol, tmp_path, "--method", "oracle", "--identity", "none")
     assert not any(entry["id"].startswith("csim") for entry in found.content["metrics"])
     assert found.metric("aed.mp_blendshapes_l1mean.v1")["value"] == pytest.approx(0, abs=1e-4)
@@ -128,6 +141,12 @@ def test_oracle_is_perfect_and_copying_is_not(
     options = ["--videos", str(videos), "--protocol", str(protocol)]
     assert main(["verify", files[1], *options]) == 0
     assert "numbers recomputed" in capsys.readouterr().out
+    elsewhere = Result.load(Path(files[1]))
+    elsewhere.content["environment"]["device"] = "another"
+    next(e for e in elsewhere.content["metrics"] if e["id"] == "fid.effnet_lite0.v1")["value"] += 1e-5
+    elsewhere.save(tmp_path / "elsewhere.json")
+    assert main(["verify", str(tmp_path / "elsewhere.json"), *options, "--device", "cpu"]) == 1
+    assert f"(read on another, now on {platform.machine()}: last digits" in capsys.readouterr().err
     frames = np.zeros((16, 128, 128, 3), np.uint8)
     (videos / "self-0001").rename(tmp_path / "aside")
     write_video(videos / "self-0001", frames)
@@ -235,6 +254,8 @@ def test_an_estimator_that_was_never_judged_does_not_count() -> None:
         (["run", "--method", "joint-code", "--protocol", "{protocol}", "--out", "{tmp}"], "not defined for the self"),
         (["score", "{tmp}", "--protocol", "{protocol}", "--i3d", "{tmp}/i.pt"], "no such file"),
         (["score", "{tmp}", "--protocol", "{protocol}", "--perceptual", "x"], "need one of"),
+        (["score", "{tmp}", "--protocol", "{protocol}", "--device", "x"], "--device x: "),
+        (["score", "{tmp}", "--protocol", "{protocol}", "--device", "meta"], "--device meta: "),
         (["run", "--method", "oracle", "--protocol", "{protocol}", "--out", "{tmp}", "--devices", "x"], "--devices x"),
         (["table", "{tmp}/r.json"], "No such file"),
         (["compare", "{tmp}/r.json"], "two result files"),

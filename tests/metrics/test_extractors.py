@@ -23,13 +23,18 @@ from dex.pose import geodesic, split_pose
 
 
 def register(name: str, state: object, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of random numbers in the place of a registered one."""
+    """A file of random numbers, or of a network as TorchScript, in the place of a registered one."""
     file = folder / weights.REGISTRY[name].file
-    torch.save(state, file)
+    state.save(str(file)) if isinstance(state, torch.jit.ScriptModule) else torch.save(state, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     changed = dataclasses.replace(weights.REGISTRY[name], sha256=digest, size=file.stat().st_size)
     monkeypatch.setitem(weights.REGISTRY, name, changed)
     monkeypatch.setenv("DEX_WEIGHTS", str(folder))
+
+
+def computed_elsewhere() -> pytest.RaisesExc[NotImplementedError]:
+    """The meta device computes shapes only: what was computed there is noticed where it is fetched."""
+    return pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
 
 
 def portrait(folder: Path, name: str, size: int = 320) -> np.ndarray:
@@ -109,6 +114,8 @@ def test_lpips_is_the_package_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with torch.no_grad():
         expected = reference(a, b, normalize=True).flatten()
     assert torch.allclose(Perceptual("vgg16").distance(a, b), expected, rtol=1e-4)
+    with computed_elsewhere():
+        Perceptual("vgg16", "meta").distance(a, b)
 
 
 def test_perceptual_wants_float_pictures_in_range(weights_env: Path) -> None:
@@ -147,6 +154,8 @@ def test_inception_is_pytorch_fid_s(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         expected = inception.InceptionV3([3]).eval()(pictures)[0].flatten(1)
     assert torch.allclose(features.features(pictures), expected)
     assert expected.shape == (3, features.dimensions)
+    with computed_elsewhere():
+        Features("inception", "meta").features(pictures)
 
 
 def test_wrong_inception_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,13 +167,16 @@ def test_wrong_inception_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 class _Linear(nn.Module):
-    """A network of the interface of I3D, or of a user's face model: means of the picture, times fixed numbers."""
+    """A network of any extractor's interface: means of the picture, times fixed numbers. It refuses pictures on another
+    device than its own."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.arange(numbers, dtype=torch.float32))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        assert x.device == self.weight.device
+        assert y is None or y.device == self.weight.device
         return x.flatten(1).mean(dim=1, keepdim=True) * self.weight
 
 
@@ -185,6 +197,27 @@ def test_i3d_of_a_user(tmp_path: Path) -> None:
         I3d(file, "0" * 64)
     with pytest.raises(MetricError, match="no such file"):
         I3d(tmp_path / "none.pt", digest)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_networks_are_moved_and_fed_where_they_are_asked_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mobilefacenet_arcface", "efficientnet_lite0", "stlpips_alex"):
+        register(name, torch.jit.script(_Linear(3)), tmp_path, monkeypatch)
+    pictures, points = torch.rand(2, 3, 64, 64), torch.from_numpy(TEMPLATE).expand(2, 5, 2)
+    frames = np.zeros((2, 112, 112, 3), np.uint8)
+    reads = {
+        "identity": lambda: ArcFace("meta").embed(frames, points),
+        "features": lambda: Features("effnet_lite0", "meta").features(pictures),
+        "perceptual": lambda: Perceptual("stlpips_alex", "meta").distance(pictures, pictures),
+        "videos": lambda: I3d(tmp_path / "i3d.pt", scripted(400, tmp_path / "i3d.pt"), "meta").features(
+            torch.rand(1, 16, 3, 32, 32)
+        ),
+    }
+    for read in reads.values():
+        with computed_elsewhere():
+            read()
 
 
 def test_too_few_videos_for_fvd() -> None:
@@ -215,6 +248,8 @@ def test_network_of_a_user_reads_faces(weights_env: Path, talking_heads: Path, t
         assert reader.names == ("mine", "mine", "mp", "mine")
         assert reader.sources["mine"].sha256 == settings["sha256"]
     assert read.found.tolist() == [True, False]
+    with computed_elsewhere(), ScriptReader.from_file(path, "meta") as reader:
+        reader.read(frames)
     mean = read.expression[0, 1]
     assert 0.1 < mean < 0.9
     assert torch.allclose(read.expression[0], mean * torch.arange(6.0).double(), rtol=1e-5)

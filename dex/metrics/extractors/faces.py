@@ -112,8 +112,9 @@ class ScriptReader(MediaPipeReader):
     the expression and, where it says so, three are the rotation as axis × angle in radians.
     """
 
-    def __init__(self, settings: dict[str, Any], file: Path) -> None:
+    def __init__(self, settings: dict[str, Any], file: Path, device: torch.device | str) -> None:
         super().__init__()
+        self._device = device
         self._settings = settings
         name, landmarks = settings["name"], self.names.place
         of_both = name if "rotation" in settings else f"{name}_{landmarks}"
@@ -123,13 +124,14 @@ class ScriptReader(MediaPipeReader):
         self.sources.setdefault(of_both, together(own, self.sources[landmarks]))
         with warnings.catch_warnings():  # torch deprecates TorchScript, but it is what such networks can be given as
             warnings.simplefilter("ignore", FutureWarning)
-            self._network = torch.jit.load(str(file), map_location="cpu").float().eval()
+            self._network = torch.jit.load(str(file), map_location=device).float().eval()
 
     @classmethod
-    def from_file(cls, path: Path) -> Self:
+    def from_file(cls, path: Path, device: torch.device | str = "cpu") -> Self:
         """A YAML file: name, file (beside it), sha256, licence, size (pixels), range ("0..1", "0..255", "-1..1"),
         margin (side of the square / larger side of the landmarks' box), expression: [first, last + 1], and, where there
-        is one, rotation: [first, last + 1].
+        is one, rotation: [first, last + 1]. `device`: of the network; MediaPipe, which finds its faces, reads on the
+        CPU.
 
         TorchScript runs code: a file of another hash is not opened. Raises `MetricError` naming what is wrong.
         """
@@ -153,7 +155,7 @@ class ScriptReader(MediaPipeReader):
         digest = file_sha256(file)
         if digest != settings["sha256"]:
             raise MetricError(f"{path}: {file} has sha256 {digest}, not the one that stands there; it was not opened")
-        return cls(settings, file)
+        return cls(settings, file, device)
 
     @property
     def blendshape_names(self) -> list[str]:
@@ -178,7 +180,7 @@ class ScriptReader(MediaPipeReader):
             scale, shift = _RANGES[self._settings["range"]]
             pictures = torch.from_numpy(np.stack(squares)).movedim(-1, 1).float() * scale + shift
             with torch.inference_mode():
-                numbers = self._network(pictures).double()
+                numbers = self._network(pictures.to(self._device)).cpu().double()
             ends = [last, *self._settings.get("rotation", [])[1:]]
             if numbers.ndim != 2 or numbers.shape[1] < max(ends):
                 raise MetricError(

@@ -27,14 +27,17 @@ class Features:
     EfficientNet-Lite0, 1280 numbers, where Inception is not to be had; not comparable with anything but itself."""
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
-        """Raises `MetricError` for another name, `WeightsError` where the weights are missing."""
+        """`device`: that reads. Raises `MetricError` for another name, `WeightsError` where the weights are missing."""
         if name not in ("inception", "effnet_lite0"):
             raise MetricError(f"features {name!r}: need inception or effnet_lite0")
         self.id, self._device = name, device
         self.dimensions = 2048 if name == "inception" else 1280
         self.source: Source = source_of("inception_fid" if name == "inception" else "efficientnet_lite0")
-        network = load_inception() if name == "inception" else weights.load_torchscript("efficientnet_lite0")
-        self._network = network.to(device)
+        self._network: nn.Module = (
+            load_inception().to(device)
+            if name == "inception"
+            else weights.load_torchscript("efficientnet_lite0", device)
+        )
 
     @torch.inference_mode()
     def features(self, pictures: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:

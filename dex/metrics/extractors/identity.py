@@ -27,7 +27,7 @@ class ArcFace:
     id = "mobilefacenet_arcface"
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        """Raises `WeightsError`."""
+        """`device`: that reads. Raises `WeightsError`."""
         self.source = source_of(self.id)
         self._device = device
         self._network = weights.load_torchscript(self.id, device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lpips
 import torch
 from jaxtyping import Float
@@ -23,14 +21,15 @@ class Perceptual:
     version (Ghildyal & Liu 2022), another distance with another name."""
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
-        """`name`: of the registered weights. Raises `MetricError` for another, `WeightsError` where they are
-        missing."""
+        """`name`: of the registered weights; `device`: that reads. Raises `MetricError` for another name,
+        `WeightsError` where they are missing."""
         if name not in IDS:
             raise MetricError(f"perceptual network {name!r}: need one of {', '.join(IDS)}")
         self.id, self._device = IDS[name], device
         self.source: Source = source_of(name)
-        self._network: Any = load_lpips() if name == "vgg16" else weights.load_torchscript(name)
-        self._network.to(device)
+        self._network: nn.Module = (
+            load_lpips().to(device) if name == "vgg16" else weights.load_torchscript(name, device)
+        )
 
     @torch.inference_mode()
     def distance(self, a: Float[Tensor, "F 3 H W"], b: Float[Tensor, "F 3 H W"]) -> Float[Tensor, "F"]:
