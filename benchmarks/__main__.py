@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # seconds to import: `--help` and mistakes answer at once
     from benchmarks.manifest import Manifest
     from benchmarks.material import Material
     from benchmarks.methods import Maker
-    from benchmarks.scoring import Extractors
+    from benchmarks.reading import Extractors, Truth
 
 REFERENCE_ROWS = ("oracle", "copy-driver", "copy-source", "constant", "joint-code", "landmark-warp", "shuffled-driver")
 
@@ -80,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, metavar="DIR",
         help="rows of this protocol that are there are kept, whatever read them: for other readers take another folder",
     )  # fmt: skip
-    baselines.set_defaults(checkpoint=None, seed=0, steps=None, guidance=None, devices="1", nodes=1)
+    baselines.set_defaults(checkpoint=None)
 
     for command in (run, score, baselines):
         command.add_argument("--protocol", required=True, help="a shipped name or a .jsonl file")
@@ -123,7 +123,8 @@ def run(options: argparse.Namespace) -> None:
     from lightning.fabric import Fabric
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from benchmarks.suite import begin, generate, open_protocol
+    from benchmarks.reading import Truth
+    from benchmarks.suite import open_protocol
 
     path, manifest, material = open_protocol(options.protocol, options.shards)
     devices = int(options.devices) if options.devices.isdecimal() else options.devices
@@ -134,33 +135,54 @@ def run(options: argparse.Namespace) -> None:
     fabric.launch()
     # Now, so that nobody waits for videos that cannot be scored.
     extractors = _extractors(options) if fabric.global_rank == 0 else None
-    with ExitStack() as stack:
-        maker, model = _maker(options, manifest, material, stack)
-        videos = options.out / "videos" / f"{model['name']}-{options.protocol_name}"
-        begin(videos, path, model)
-        generate(manifest, maker, videos, fabric.global_rank, fabric.world_size)
+    videos, model = _generate(options, path, manifest, material, fabric.global_rank, fabric.world_size)
     fabric.barrier()
     if torch.distributed.is_initialized():  # one process scores: metrics must not wait for the others'
         torch.distributed.destroy_process_group()
     if extractors is not None:
-        _score(options, videos, model, extractors)
+        with extractors:
+            _score(options, videos, model, path, Truth(manifest, material, extractors))
+
+
+def _generate(
+    options: argparse.Namespace, path: Path, manifest: Manifest, material: Material, rank: int = 0, world: int = 1
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of the videos, this process's share of which is there now, and what the result file says of their
+    model."""
+    from benchmarks.suite import begin, generate
+
+    with ExitStack() as stack:
+        maker, model = _maker(options, manifest, material, stack)
+        videos = options.out / "videos" / f"{model['name']}-{options.protocol_name}"
+        begin(videos, path, model)
+        generate(manifest, maker, videos, rank, world)
+    return videos, model
 
 
 def baselines(options: argparse.Namespace) -> None:
     from benchmarks.methods import is_defined
+    from benchmarks.reading import Truth
     from benchmarks.results import Result
     from benchmarks.suite import open_protocol, with_comparisons
     from benchmarks.tables import render
     from dex.files import file_sha256
 
-    protocol, manifest, material = open_protocol(options.protocol, options.shards)
-    wanted, results = file_sha256(protocol), []
-    for options.method in REFERENCE_ROWS:
-        path = options.out / f"{options.method}-{options.protocol_name}.json"
-        if is_defined(options.method, manifest, material):
-            if not path.is_file() or Result.load(path).content["dataset"]["manifest_sha256"] != wanted:
-                run(options)
-            results.append(Result.load(path))
+    path, manifest, material = open_protocol(options.protocol, options.shards)
+    rows = {
+        name: options.out / f"{name}-{options.protocol_name}.json"
+        for name in REFERENCE_ROWS
+        if is_defined(name, manifest, material)
+    }
+
+    def is_there(row: Path) -> bool:
+        return row.is_file() and Result.load(row).content["dataset"]["manifest_sha256"] == file_sha256(path)
+
+    if missing := [name for name, row in rows.items() if not is_there(row)]:
+        with _extractors(options) as extractors:
+            truth = Truth(manifest, material, extractors)
+            for options.method in missing:
+                _score(options, *_generate(options, path, manifest, material), path, truth)
+    results = [Result.load(row) for row in rows.values()]
     with_comparisons(results)
     print(render(results, "md"))
 
@@ -191,15 +213,19 @@ def _nameless(name: str) -> dict[str, Any]:
 
 
 def score(options: argparse.Namespace) -> None:
-    _score(options, options.videos, _nameless(options.name or options.videos.resolve().name), _extractors(options))
+    from benchmarks.reading import Truth
+    from benchmarks.suite import open_protocol
+
+    path, manifest, material = open_protocol(options.protocol, options.shards)
+    with _extractors(options) as extractors:
+        model = _nameless(options.name or options.videos.resolve().name)
+        _score(options, options.videos, model, path, Truth(manifest, material, extractors))
 
 
-def _score(options: argparse.Namespace, videos: Path, model: dict[str, Any], extractors: Extractors) -> None:
+def _score(options: argparse.Namespace, videos: Path, model: dict[str, Any], protocol: Path, truth: Truth) -> None:
     from benchmarks.suite import score as score_videos
 
-    with extractors:
-        command = ["python", "-m", "benchmarks", *sys.argv[1:]]
-        result = score_videos(videos, options.protocol, options.shards, extractors, model, command)
+    result = score_videos(videos, protocol, truth, model, ["python", "-m", "benchmarks", *sys.argv[1:]])
     path = options.out / f"{model['name']}-{options.protocol_name}.json"
     result.save(path)
     for warning in result.content["warnings"]:

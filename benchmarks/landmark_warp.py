@@ -37,9 +37,10 @@ class LandmarkWarp:
         self._tracker.close()
 
     def animate(self, source: Frames, pose: Frames, expression: Frames) -> Frames:
-        own = self._landmarks(source)[0]
-        made = [source[0]]
-        for p, e in zip(self._landmarks(pose), self._landmarks(expression), strict=True):
+        seen = {id(frames): frames for frames in (source, pose, expression)}  # of one span once
+        found = {key: self._landmarks(frames) for key, frames in seen.items()}
+        own, made = found[id(source)][0], [source[0]]
+        for p, e in zip(found[id(pose)], found[id(expression)], strict=True):
             if own is None or p is None or e is None:
                 made.append(made[-1])
             else:

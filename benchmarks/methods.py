@@ -26,7 +26,7 @@ _READ_AT_ONCE = 8
 class Method(Protocol):
     def animate(self, source: Frames, pose: Frames, expression: Frames) -> Frames:
         """Of one source picture (1, H, W, 3), F frames in the poses of `pose` and the expressions of `expression`, both
-        (F, H, W, 3), uint8 RGB."""
+        (F, H, W, 3), uint8 RGB. Those of one span are one array."""
 
 
 Maker = Callable[[Pair], Frames]
@@ -34,7 +34,13 @@ Maker = Callable[[Pair], Frames]
 
 def maker_of(method: Method, material: Material) -> Maker:
     """Pairs of a manifest through a method, which sees nothing but pictures."""
-    return lambda pair: method.animate(*(material.frames(span) for span in (pair.source, pair.pose, pair.expression)))
+
+    def make(pair: Pair) -> Frames:
+        spans = pair.source, pair.pose, pair.expression
+        frames = {span: material.frames(span) for span in dict.fromkeys(spans)}
+        return method.animate(*(frames[span] for span in spans))
+
+    return make
 
 
 def reference(name: str, manifest: Manifest, material: Material) -> Maker | None:
@@ -106,9 +112,11 @@ class CheckpointMethod:
 
     def animate(self, source: Frames, pose: Frames, expression: Frames) -> Frames:
         size, wanted = self._backend.size, source.shape[1]
-        source_n, pose_n, expression_n = (to_network(_resized(frames, size)) for frames in (source, pose, expression))
-        poses, codes = self._read(pose_n)[0], self._read(expression_n)[1]
-        made = self._backend.animate(source_n[0], self._read(source_n)[0][0], zip(poses, codes, strict=True))
+        seen = {id(frames): frames for frames in (source, pose, expression)}  # of one span once
+        given = {key: to_network(_resized(frames, size)) for key, frames in seen.items()}
+        read = {key: self._read(pictures) for key, pictures in given.items()}
+        driving = zip(read[id(pose)][0], read[id(expression)][1], strict=True)
+        made = self._backend.animate(given[id(source)][0], read[id(source)][0][0], driving)
         return np.stack(_resized(list(made), wanted))
 
     def _read(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,8 @@ from benchmarks.make import make_synthetic
 from benchmarks.manifest import Manifest
 from benchmarks.material import SyntheticClips
 from benchmarks.memory import resident_bytes, return_freed
-from benchmarks.scoring import Extractors, Scorer, as_float
+from benchmarks.reading import Extractors, Truth, as_float
+from benchmarks.scoring import Scorer
 from benchmarks.suite import generate, make_extractors, reading_device
 from benchmarks.videos import check_videos
 from dex.metrics.pictures import psnr, ssim
@@ -111,7 +112,7 @@ def time_bare(manifest: Manifest, material: SyntheticClips, extractors: Extracto
 def time_scored(manifest: Manifest, material: SyntheticClips, extractors: Extractors, videos: Path) -> float:
     begin = time.perf_counter()
     check_videos(videos, manifest, material)
-    Scorer(manifest, material, extractors).score(videos)
+    Scorer(Truth(manifest, material, extractors)).score(videos)
     return time.perf_counter() - begin
 
 
@@ -119,7 +120,7 @@ def memory_per_clip(extractors: Extractors, clips: int = 40, size: int = 128) ->
     """Bytes: the slope of resident memory over the second half of the clips, the first being warm-up."""
     manifest = make_synthetic("self", "memory", clips, size, 0)
     material, resident = SyntheticClips.of(manifest), []
-    scorer = Scorer(manifest, material, extractors)
+    scorer = Scorer(Truth(manifest, material, extractors))
     for pair in manifest.pairs:
         scorer.add(pair, material.frames(pair.pose))
         return_freed()

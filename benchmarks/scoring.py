@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,58 +21,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.estimator import Estimator, worth
-from benchmarks.manifest import Manifest, Pair, Span
-from benchmarks.material import Frames, Material, SyntheticClips
+from benchmarks.manifest import Pair
+from benchmarks.material import Frames, SyntheticClips
 from benchmarks.memory import return_freed
+from benchmarks.reading import Seen, Truth, as_float
 from benchmarks.results import metric
 from benchmarks.videos import read_video
 from dex.metrics import MetricError
 from dex.metrics.background import BackgroundDrift
 from dex.metrics.distributions import FrechetDistance, KernelDistance
 from dex.metrics.extractors import Source
-from dex.metrics.extractors.faces import FaceReading, MediaPipeReader
-from dex.metrics.extractors.features import VIDEO_FRAMES, VIDEO_LEAST, Features, I3d, check_count
-from dex.metrics.extractors.identity import ArcFace
-from dex.metrics.extractors.perceptual import Perceptual
+from dex.metrics.extractors.faces import FaceReading
+from dex.metrics.extractors.features import VIDEO_FRAMES, VIDEO_LEAST, check_count
 from dex.metrics.influence import Reading, distances_of, influence_of, selectivity
 from dex.metrics.motion import ExpressionDistance, PoseDistance
 from dex.metrics.pictures import psnr, ssim
 from dex.metrics.statistics import RESAMPLES, bca, cluster_bootstrap
 
-_KERNEL_PICTURES = 10_000  # the kernel distance holds the features of all its pictures: about so many, evenly spaced
 _TRIM_EVERY = 16  # clips: each costs the next clip the time to get its memory anew
 _SPLIT = ("pp", "pe", "ep", "ee")
-
-
-@dataclass
-class Extractors:
-    """What pictures are read by. In a `with` block."""
-
-    faces: MediaPipeReader
-    identity: ArcFace | None  # None: no CSIM
-    perceptual: Perceptual
-    features: Features
-    device: torch.device  # of the networks; MediaPipe reads on the CPU
-    videos: I3d | None = None  # None: no FVD
-    few_videos: bool = False  # an FVD of fewer than 256 is wanted all the same
-    _stack: ExitStack = field(default_factory=ExitStack)
-
-    def __enter__(self) -> Self:
-        self._stack.enter_context(self.faces)
-        # On a GPU convolutions would otherwise keep ten bits of each number (TF32), and choose their order of addition.
-        self._stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.close()
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What was read from one video."""
-
-    faces: FaceReading
-    embedding: Float[Tensor, "F D"]  # D = 0 where there is no identity network
 
 
 @dataclass(frozen=True)
@@ -112,26 +78,22 @@ class Scores:
 class Scorer:
     """Scores one folder of videos of a manifest."""
 
-    def __init__(self, manifest: Manifest, material: Material, extractors: Extractors) -> None:
-        self.manifest, self.material, self.extractors = manifest, material, extractors
-        self._drivers: dict[Span, Seen] = {}  # and sources; numbers only
-        self._driving = {span for pair in manifest.pairs for span in (pair.pose, pair.expression)}
+    def __init__(self, truth: Truth) -> None:
+        """`truth`: may have been read from by the scorers of other methods."""
+        self.truth = truth
+        self.manifest, self.material, self.extractors = truth.manifest, truth.material, truth.extractors
         self._values: list[dict[str, float]] = []
         self._lost: dict[str, list[float]] = defaultdict(list)  # of each video, the share of frames left out
         self._outputs: dict[str, FaceReading] = {}
-        self._truths: dict[str, FaceReading] = {}
-        self._fake = FrechetDistance(extractors.features.dimensions)
-        self._kernel = KernelDistance(extractors.features.dimensions)
-        pictures = len(manifest.pairs) * manifest.pairs[0].pose.count
-        self._kernel_stride = math.ceil(pictures / _KERNEL_PICTURES)
-        self._floor = FrechetDistance(extractors.features.dimensions)
+        self._fake = FrechetDistance(self.extractors.features.dimensions)
+        self._kernel = KernelDistance(self.extractors.features.dimensions)
         self._background = BackgroundDrift()
         self._video: FrechetDistance | None = None
-        if extractors.videos is not None:
-            check_count(len(manifest.pairs), extractors.few_videos)
-            if manifest.pairs[0].pose.count < VIDEO_FRAMES:
-                raise MetricError(f"FVD needs {VIDEO_FRAMES} frames a pair, {manifest.name} has fewer")
-            self._video = FrechetDistance(extractors.videos.dimensions)
+        if self.extractors.videos is not None:
+            check_count(len(self.manifest.pairs), self.extractors.few_videos)
+            if self.manifest.pairs[0].pose.count < VIDEO_FRAMES:
+                raise MetricError(f"FVD needs {VIDEO_FRAMES} frames a pair, {self.manifest.name} has fewer")
+            self._video = FrechetDistance(self.extractors.videos.dimensions)
 
     def score(self, videos: Path) -> Scores:
         """`videos` must have passed `check_videos`. Raises ValueError."""
@@ -153,9 +115,9 @@ class Scorer:
     # ---- one pair ----------------------------------------------------------------------------------------------------
 
     def _score_pair(self, pair: Pair, output: Frames) -> dict[str, float]:
-        seen = self._see(output)
+        seen = self.extractors.see(output)
         self._outputs[pair.id] = seen.faces
-        pose, expression, source = (self._driver(span) for span in (pair.pose, pair.expression, pair.source))
+        pose, expression, source = (self.truth.seen(span) for span in (pair.pose, pair.expression, pair.source))
         values = self._motion(seen, pose, expression)
         reference = pose if self.manifest.task == "self" else source
         if self.extractors.identity is not None:
@@ -165,10 +127,10 @@ class Scorer:
             self._lost["csim"].append(float(cosine.isnan().double().mean()))
         made = as_float(output)
         self._fake.update(features := self.extractors.features.features(made), real=False)
-        self._kernel.update(features[:: self._kernel_stride], real=False)
+        self._kernel.update(features[:: self.truth.kernel_stride], real=False)
         if self._video is not None:
-            self._add_video(made, real=False)
-            self._add_video(as_float(self.material.frames(pair.pose)), real=True)  # as many as generated ones
+            self._video.update(self.extractors.video(made), real=False)
+            self._video.update(self.truth.video(pair.pose), real=True)  # as many as generated ones
         truth = self.material.truth(pair.source, pair.pose, pair.expression)
         if truth is not None:
             true = as_float(truth)
@@ -176,29 +138,8 @@ class Scorer:
             values["ssim.gauss11.v1"] = float(ssim(made.double(), true.double()).mean())
             values[self.extractors.perceptual.id] = float(self.extractors.perceptual.distance(made, true).mean())
             if self.manifest.task == "disentangled":
-                self._truths[pair.id] = self.extractors.faces.read(truth)
+                self.truth.look_at(pair, truth)
         return values
-
-    def _see(self, frames: Frames) -> Seen:
-        faces, identity = self.extractors.faces.read(frames), self.extractors.identity
-        return Seen(faces, torch.empty(len(frames), 0) if identity is None else identity.embed(frames, faces.points))
-
-    def _driver(self, span: Span) -> Seen:
-        """Read once. Drivers are also what generated pictures are compared with as a distribution."""
-        if span not in self._drivers:
-            frames = self.material.frames(span)
-            self._drivers[span] = self._see(frames)
-            if span in self._driving:
-                features = self.extractors.features.features(as_float(frames))
-                self._fake.update(features, real=True)
-                self._kernel.update(features[:: self._kernel_stride], real=True)
-                self._floor.update(features, real=bool(len(self._drivers) // 2 % 2))
-        return self._drivers[span]
-
-    def _add_video(self, frames: Float[Tensor, "F 3 H W"], real: bool) -> None:
-        assert self._video is not None
-        assert self.extractors.videos is not None
-        self._video.update(self.extractors.videos.features(frames[None, :VIDEO_FRAMES]), real=real)
 
     def _motion(self, seen: Seen, pose: Seen, expression: Seen) -> dict[str, float]:
         aed, apd = ExpressionDistance(), PoseDistance()
@@ -268,7 +209,7 @@ class Scorer:
     def _anchors(self) -> dict[str, Any]:
         """Cosine of one person's frames and of strangers' on this very set: what a CSIM is to be read between."""
         by_person: dict[str, list[Tensor]] = defaultdict(list)
-        for span, seen in self._drivers.items():
+        for span, seen in self.truth.spans.items():
             rows = seen.embedding[seen.embedding.isfinite().all(dim=1)]
             if len(rows):
                 by_person[self.manifest.identity[span.clip]].append(torch.cat([rows[:1], rows[1:][-1:]]))
@@ -283,10 +224,12 @@ class Scorer:
     def _distribution(self) -> Iterator[dict[str, Any]]:
         features = self.extractors.features
         clips, frames = len(self.manifest.pairs), self.manifest.pairs[0].pose.count
+        self._fake.merge_state(self.truth.frechet)
+        self._kernel.merge_state(self.truth.kernel)
         frechet = "fid" if features.id == "inception" else f"fid.{features.id}"
         entry = _entry(f"{frechet}.v1", float(self._fake.compute()), "of the set", clips * frames)
         try:
-            floor: float | None = float(self._floor.compute())
+            floor: float | None = float(self.truth.floor.compute())
         except ValueError:  # a single driver has no halves
             floor = None
         note = "floor: one half of the drivers' clips against the other; so few make it larger"
@@ -295,7 +238,7 @@ class Scorer:
             f"{frechet.replace('fid', 'kid')}.v1",
             float(self._kernel.compute()),
             "of the set",
-            clips * math.ceil(frames / self._kernel_stride),
+            clips * math.ceil(frames / self.truth.kernel_stride),
         )
         yield kernel | {"extractor": vars(features.source)}
 
@@ -329,7 +272,7 @@ class Scorer:
         found = Tuples([], [])
         for none, pose, expression in self._tuples():
             seen = [outputs[pair.id] for pair in (none, pose, expression)]
-            seen += [self._drivers[span].faces for span in (none.pose, pose.pose)]
+            seen += [self.truth.spans[span].faces for span in (none.pose, pose.pose)]
             read = torch.stack([faces.found for faces in seen]).all(dim=0)
             if read.any():
                 readings = (Reading(faces.pose[read], faces.expression[read]) for faces in seen)
@@ -349,11 +292,11 @@ class Scorer:
             return None
         read, exact = [], []
         for pair in self.manifest.pairs:
-            faces = self._truths[pair.id]
+            faces = self.truth.faces[pair.id]
             read.append((faces.pose[faces.found], faces.expression[faces.found]))
             found = faces.found.numpy()
             exact.append((self.material.pose(pair.pose)[found], self.material.expression(pair.expression)[found]))
-        return worth(read, exact, self.extractors.faces.blendshape_names, self._read_tuples(self._truths).matrix)
+        return worth(read, exact, self.extractors.faces.blendshape_names, self._read_tuples(self.truth.faces).matrix)
 
     def _drift(self) -> dict[str, Any]:
         pictures = sum(pair.pose.count for pair in self.manifest.pairs if pair.edit == "expression")
@@ -372,7 +315,7 @@ class Scorer:
 
     def _warnings(self) -> list[str]:
         blind = [pair.id for pair in self.manifest.pairs if not self._outputs[pair.id].found.any()]
-        lost = sorted({span.clip for span, seen in self._drivers.items() if not seen.faces.found.any()})
+        lost = sorted({span.clip for span, seen in self.truth.spans.items() if not seen.faces.found.any()})
         warnings = []
         if blind:
             warnings.append(
@@ -381,11 +324,6 @@ class Scorer:
         if lost:
             warnings.append(f"no face in these clips of the protocol: {', '.join(lost)}")
         return warnings
-
-
-def as_float(frames: Frames) -> Float[Tensor, "F 3 H W"]:
-    """[0, 1]."""
-    return torch.from_numpy(frames).movedim(-1, 1).float() / 255
 
 
 _UNITS = {

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from benchmarks.manifest import Manifest, find, sha256_of
 from benchmarks.material import Material, open_material
 from benchmarks.methods import Maker
+from benchmarks.reading import Extractors, Truth
 from benchmarks.results import REFERENCES, SCHEMA, Result, ResultError, device_name, environment, git_state
-from benchmarks.scoring import Extractors, Scorer
+from benchmarks.scoring import Scorer
 from benchmarks.videos import VideosError, check_videos, write_video
 from dex.animation.backends import device
 from dex.files import file_sha256, write_atomic
@@ -61,24 +62,18 @@ def generate(manifest: Manifest, maker: Maker, folder: Path, rank: int = 0, worl
         write_video(folder / pair.id, maker(pair))
 
 
-def score(
-    videos: Path,
-    protocol: str,
-    shards: Path | None,
-    extractors: Extractors,
-    model: dict[str, Any],
-    command: Sequence[str],
-) -> Result:
-    """Raises ValueError, of which `VideosError` names everything that is wrong with the videos."""
-    path, manifest, material = open_protocol(protocol, shards)
-    check_videos(videos, manifest, material)
-    scores = Scorer(manifest, material, extractors).score(videos)
+def score(videos: Path, protocol: Path, truth: Truth, model: dict[str, Any], command: Sequence[str]) -> Result:
+    """`protocol`: the manifest of `truth`. Raises ValueError, of which `VideosError` names everything that is wrong
+    with the videos."""
+    manifest = truth.manifest
+    check_videos(videos, manifest, truth.material)
+    scores = Scorer(truth).score(videos)
     pairs = manifest.pairs
     content = {
         "schema": SCHEMA,
         "id": "",
         "task": manifest.task,
-        "dataset": {"name": manifest.name, "manifest_sha256": file_sha256(path)},
+        "dataset": {"name": manifest.name, "manifest_sha256": file_sha256(protocol)},
         "pairs": {
             "sha256": sha256_of(pair["id"] for pair in scores.pairs),
             "count": len(pairs),
@@ -96,7 +91,7 @@ def score(
         },
         "metrics": scores.metrics,
         "comparisons": [],
-        "environment": environment(extractors.device),
+        "environment": environment(truth.extractors.device),
         "warnings": scores.warnings,
         "command": list(command),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -105,7 +100,9 @@ def score(
 
 
 def hash_videos(folder: Path, manifest: Manifest) -> str:
-    """Of the files of every pair."""
+    """Of the files of every pair. Raises `VideosError` where there is no such folder."""
+    if not folder.is_dir():
+        raise VideosError(f"{folder}: no such folder")
     digest = hashlib.sha256()
     for pair in manifest.pairs:
         video = folder / f"{pair.id}.mp4"
@@ -172,11 +169,14 @@ def verify(
         done.append(f"{path}: influence, leaks and selectivity are those of its pairs")
     if videos is not None and extractors is not None:
         content = result.content
-        again = score(videos, protocol, shards, extractors, content["model"], [])
-        if again.content["dataset"] != content["dataset"]:
+        manifest_file = find(protocol)
+        if file_sha256(manifest_file) != content["dataset"]["manifest_sha256"]:
             raise ResultError(f"{path}: was scored with another manifest, {content['dataset']['manifest_sha256']}")
-        if again.content["preprocessing"]["videos_sha256"] != content["preprocessing"]["videos_sha256"]:
+        manifest = Manifest.load(manifest_file)
+        if hash_videos(videos, manifest) != content["preprocessing"]["videos_sha256"]:
             raise ResultError(f"{videos}: are not the videos of {path}, their hash differs")
+        truth = Truth(manifest, open_material(manifest, shards), extractors)
+        again = score(videos, manifest_file, truth, content["model"], [])
         for entry in content["metrics"]:
             found = again.metric(entry["id"])
             if found is None or not _same(found["value"], entry["value"]):

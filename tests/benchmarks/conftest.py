@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name as resolve
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,19 @@ def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]
         [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
+
+
+def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
+    """The arguments of each call of a function or method from now on."""
+    calls: list[tuple[Any, ...]] = []
+    real: Callable[..., Any] = resolve(name)
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        return real(*given, **named)
+
+    monkeypatch.setattr(name, counted)
+    return calls
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from benchmarks.suite import make_extractors, reading_device
 from benchmarks.videos import write_video
 from dex.metrics.influence import Influence, Reading, selectivity
 from tests.animation.conftest import checkpoint  # noqa: F401  the fixture
+from tests.benchmarks.conftest import count
 
 
 def influence_of(row: str) -> dict[str, float]:
@@ -107,7 +108,11 @@ def test_weights_that_are_missing_are_told_before_any_video_is_made(
 
 
 def test_oracle_is_perfect_and_copying_is_not(
-    protocol: Path, tmp_path: Path, weights_env: Path, capsys: pytest.CaptureFixture[str]
+    protocol: Path,
+    tmp_path: Path,
+    weights_env: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     oracle = run(protocol, tmp_path, "--method", "oracle")
     copy = run(protocol, tmp_path, "--method", "copy-source")
@@ -122,11 +127,21 @@ def test_oracle_is_perfect_and_copying_is_not(
         assert entry["better"] == ("lower" if value == 0 else "higher")
     assert set(oracle.content) >= {"schema", "id", "task", "dataset", "pairs", "model", "preprocessing", "environment"}
 
-    # The same again, from the same videos and from nothing: the very same numbers.
-    again = run(protocol, tmp_path / "again", "--method", "copy-source")
-    assert again.pairs == copy.pairs
-    assert again.content["metrics"] == copy.content["metrics"]
-    assert again.content["id"] == copy.content["id"]
+    # The same again, from nothing and both at once: the very same numbers, and the truth was read a single time.
+    baselines = ["baselines", "--protocol", str(protocol), "--out", str(tmp_path / "again")]
+    with monkeypatch.context() as patched:
+        patched.setattr("benchmarks.__main__.REFERENCE_ROWS", ("oracle", "copy-source"))
+        made = count(patched, "benchmarks.suite.make_extractors")
+        read = count(patched, "dex.metrics.extractors.faces.MediaPipeReader.read")
+        assert main(baselines) == 0
+        assert main(baselines) == 0  # every row is there
+    assert len(made) == 1
+    assert len(read) == 3 + 3 + 2 * 3  # sources, drivers, and the videos of two methods
+    for first in (oracle, copy):
+        again = Result.load(tmp_path / "again" / f"{first.method}-tiny-self.json")
+        assert again.pairs == first.pairs
+        assert again.content["metrics"] == first.content["metrics"]
+        assert again.content["id"] == first.content["id"]
 
     files = [str(tmp_path / f"{name}-tiny-self.json") for name in ("oracle", "copy-source")]
     capsys.readouterr()
@@ -145,13 +160,23 @@ def test_oracle_is_perfect_and_copying_is_not(
     elsewhere.content["environment"]["device"] = "another"
     next(e for e in elsewhere.content["metrics"] if e["id"] == "fid.effnet_lite0.v1")["value"] += 1e-5
     elsewhere.save(tmp_path / "elsewhere.json")
-    assert main(["verify", str(tmp_path / "elsewhere.json"), *options, "--device", "cpu"]) == 1
+    with monkeypatch.context() as scored:
+        scored.setattr("benchmarks.suite.score", lambda *_: copy)
+        assert main(["verify", str(tmp_path / "elsewhere.json"), *options, "--device", "cpu"]) == 1
     assert f"(read on another, now on {platform.machine()}: last digits" in capsys.readouterr().err
     frames = np.zeros((16, 128, 128, 3), np.uint8)
     (videos / "self-0001").rename(tmp_path / "aside")
     write_video(videos / "self-0001", frames)
-    assert main(["verify", files[1], *options]) == 1
-    assert "are not the videos" in capsys.readouterr().err
+    with monkeypatch.context() as refused:
+        refused.setattr("benchmarks.suite.score", lambda *_: pytest.fail("compared after minutes of scoring"))
+        assert main(["verify", files[1], *options]) == 1
+        assert "are not the videos" in capsys.readouterr().err
+        other = tmp_path / "other.jsonl"
+        make_synthetic("self", "tiny", 3, 128, 1).save(other)
+        assert main(["verify", files[1], "--videos", str(videos), "--protocol", str(other)]) == 1
+        assert "was scored with another manifest" in capsys.readouterr().err
+        assert main(["verify", files[1], "--videos", str(tmp_path / "none"), "--protocol", str(protocol)]) == 1
+        assert "none: no such folder" in capsys.readouterr().err
 
     # A video without a face: named, left out of what reads faces, and counted.
     assert main(["score", str(videos), "--protocol", str(protocol), "--name", "blind", "--out", str(tmp_path)]) == 0
@@ -233,7 +258,8 @@ def test_one_picture_is_no_pair_of_the_same_person() -> None:
     rows = [one[None], torch.stack([one, two, (one + two) / 2**0.5]), three[None]]
     drivers = {span: SimpleNamespace(embedding=embedding) for span, embedding in zip(spans, rows, strict=True)}
     manifest = SimpleNamespace(identity={"a": "A", "b": "B"})
-    anchors = Scorer._anchors(SimpleNamespace(manifest=manifest, _drivers=drivers))["anchors"]
+    scorer = SimpleNamespace(manifest=manifest, truth=SimpleNamespace(spans=drivers))
+    anchors = Scorer._anchors(scorer)["anchors"]
     # one · one, one · between twice over; b has been seen once
     assert anchors["same_person"] == pytest.approx((1 + 2 * 0.5**0.5) / 3)
     assert anchors["strangers"] == 0
