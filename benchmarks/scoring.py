@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torchmetrics import Metric
 from tqdm import tqdm
 
 from benchmarks.estimator import Estimator, worth
@@ -33,9 +34,10 @@ from dex.metrics.distributions import FrechetDistance, KernelDistance
 from dex.metrics.extractors import Source
 from dex.metrics.extractors.faces import FaceReading
 from dex.metrics.extractors.features import VIDEO_FRAMES, VIDEO_LEAST, check_count
-from dex.metrics.influence import Reading, distances_of, influence_of, selectivity
+from dex.metrics.extractors.identity import IdentityCosine
+from dex.metrics.influence import Reading, distances_of, influence_of, selectivity, swap_distances, swap_error
 from dex.metrics.motion import ExpressionDistance, PoseDistance
-from dex.metrics.pictures import psnr, ssim
+from dex.metrics.pictures import Psnr, Ssim
 from dex.metrics.statistics import RESAMPLES, bca, cluster_bootstrap
 
 _TRIM_EVERY = 16  # clips: each costs the next clip the time to get its memory anew
@@ -44,9 +46,10 @@ _SPLIT = ("pp", "pe", "ep", "ee")
 
 @dataclass(frozen=True)
 class Tuples:
-    """`distances_of` each tuple, summed over its frames."""
+    """`distances_of` and `swap_distances` of each tuple, summed over its frames."""
 
     sums: list[Float[np.ndarray, "6"]]
+    swaps: list[Float[np.ndarray, "2"]]
     identities: list[str]
 
     @property
@@ -57,15 +60,22 @@ class Tuples:
     def matrix(self) -> dict[str, float] | None:
         return influence_of(torch.from_numpy(np.sum(self.sums, axis=0))) if self.sums else None
 
-    def measured(self, number: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    def influence(self, number: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         """`number` of the matrix, as the value of an entry and its interval."""
-        if self.matrix is None:
+        return self._measured(self.sums, lambda totals: number(influence_of(totals)))
+
+    def swap_error(self) -> dict[str, Any]:
+        """As `influence`."""
+        return self._measured(self.swaps, swap_error)
+
+    def _measured(self, sums: Sequence[Float[np.ndarray, "n"]], number: Callable[[Tensor], Any]) -> dict[str, Any]:
+        if not sums:
             return {}
         _, label = np.unique(self.identities, return_inverse=True)
-        clusters = np.zeros((label.max() + 1, 6))
-        np.add.at(clusters, label, np.stack(self.sums))
-        interval = bca(clusters, lambda totals: number(influence_of(torch.from_numpy(totals))))
-        return {"value": float(number(self.matrix))} | _interval(interval)
+        clusters = np.zeros((label.max() + 1, len(sums[0])))
+        np.add.at(clusters, label, np.stack(sums))
+        interval = bca(clusters, lambda totals: number(torch.from_numpy(totals)))
+        return {"value": float(number(torch.from_numpy(np.sum(sums, axis=0))))} | _interval(interval)
 
 
 @dataclass
@@ -121,10 +131,9 @@ class Scorer:
         values = self._motion(seen, pose, expression)
         reference = pose if self.manifest.task == "self" else source
         if self.extractors.identity is not None:
-            cosine = (seen.embedding * reference.embedding).sum(dim=-1)
-            name = f"csim.{self.extractors.identity.id}.v1"
-            values[name] = float(cosine.nanmean()) if cosine.isfinite().any() else math.nan
-            self._lost["csim"].append(float(cosine.isnan().double().mean()))
+            cosine = of_clip(IdentityCosine(), seen.embedding, reference.embedding.expand_as(seen.embedding))
+            values[f"csim.{self.extractors.identity.id}.v1"] = float(cosine["csim"])
+            self._lost["csim"].append(float(cosine["fail_rate"]))
         made = as_float(output)
         self._fake.update(features := self.extractors.features.features(made), real=False)
         self._kernel.update(features[:: self.truth.kernel_stride], real=False)
@@ -134,18 +143,16 @@ class Scorer:
         truth = self.material.truth(pair.source, pair.pose, pair.expression)
         if truth is not None:
             true = as_float(truth)
-            values["psnr.v1"] = float(psnr(made.double(), true.double()).mean())
-            values["ssim.gauss11.v1"] = float(ssim(made.double(), true.double()).mean())
+            values["psnr.v1"] = float(of_clip(Psnr(), made, true))
+            values["ssim.gauss11.v1"] = float(of_clip(Ssim(), made, true))
             values[self.extractors.perceptual.id] = float(self.extractors.perceptual.distance(made, true).mean())
             if self.manifest.task == "disentangled":
                 self.truth.look_at(pair, truth)
         return values
 
     def _motion(self, seen: Seen, pose: Seen, expression: Seen) -> dict[str, float]:
-        aed, apd = ExpressionDistance(), PoseDistance()
-        aed.update(seen.faces.expression, expression.faces.expression)
-        apd.update(seen.faces.pose, pose.faces.pose)
-        expressions, poses = aed.compute(), apd.compute()
+        expressions = of_clip(ExpressionDistance(), seen.faces.expression, expression.faces.expression)
+        poses = of_clip(PoseDistance(), seen.faces.pose, pose.faces.pose)
         self._lost["aed"].append(float(expressions["fail_rate"]))
         self._lost["apd"].append(float(poses["fail_rate"]))
         found = expressions["aed"], *(poses[name] for name in PoseDistance.names)
@@ -251,11 +258,13 @@ class Scorer:
     def _influence(self) -> Iterator[dict[str, Any]]:
         tuples = self._read_tuples(self._outputs)
         estimator = self._estimator()
-        name = self.extractors.faces.names.both
-        extractor: dict[str, Any] = {"extractor": vars(self.extractors.faces.sources[name])}
+        names, sources = self.extractors.faces.names, self.extractors.faces.sources
+        name, extractor = names.both, {"extractor": vars(sources[names.both])}
         for which in _SPLIT:
             entry = _entry(f"influence_{which}.{name}.v1", None, "root of the ratio of sums", tuples.count)
-            yield entry | extractor | tuples.measured(itemgetter(f"I_{which}"))
+            yield entry | extractor | tuples.influence(itemgetter(f"I_{which}"))
+        swap = _entry(f"swap_error.{names.expression}.v1", None, "root of the ratio of sums", tuples.count)
+        yield swap | {"extractor": vars(sources[names.expression])} | tuples.swap_error()
         entry = _entry(f"selectivity.{name}.v1", None, "of the influence matrix", tuples.count) | extractor
         if not tuples.count:
             yield entry | {"note": "no tuple in which every frame was read"}
@@ -264,19 +273,21 @@ class Scorer:
         elif estimator.why_not is not None:
             yield entry | {"note": f"not measurable: {estimator.why_not}"}
         else:
-            measured = tuples.measured(lambda matrix: selectivity(matrix, estimator.cross_talk))
+            measured = tuples.influence(lambda matrix: selectivity(matrix, estimator.cross_talk))
             yield entry | measured | {"note": estimator.words}
 
     def _read_tuples(self, outputs: dict[str, FaceReading]) -> Tuples:
         """Of the frames in which all five faces were found."""
-        found = Tuples([], [])
+        found = Tuples([], [], [])
         for none, pose, expression in self._tuples():
             seen = [outputs[pair.id] for pair in (none, pose, expression)]
             seen += [self.truth.spans[span].faces for span in (none.pose, pose.pose)]
             read = torch.stack([faces.found for faces in seen]).all(dim=0)
             if read.any():
-                readings = (Reading(faces.pose[read], faces.expression[read]) for faces in seen)
+                readings = [Reading(faces.pose[read], faces.expression[read]) for faces in seen]
                 found.sums.append(distances_of(*readings).sum(dim=1).numpy())
+                swapped = swap_distances(*(reading.expression for reading in readings[2:]))
+                found.swaps.append(swapped.sum(dim=1).numpy())
                 found.identities.append(self.manifest.identity[none.source.clip])
         return found
 
@@ -337,6 +348,12 @@ _UNITS = {
     "influence_ep": ("", "none"),
     "selectivity": ("", "higher"),
 }
+
+
+def of_clip(measure: Metric, output: Tensor, reference: Tensor) -> Any:
+    """Of a single clip, by the definition of a whole set's."""
+    measure.update(output, reference)
+    return measure.compute()
 
 
 def _interval(interval: tuple[float, float]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Measures of generated videos, as torchmetrics: sums and counts, right however a set is split over processes.
+"""Measures of generated videos. Pictures, distributions, motion and background are torchmetrics: sums and counts, right
+however a set is split over processes. Influence, probes and statistics are functions: of sums over tuples, which an
+interval resamples, and of the codes and values of a whole set.
 
     pictures.py        PSNR, SSIM of frames against the truth
     distributions.py   Fréchet and kernel distance of two sets of features (FID, KID and FVD but for their networks)

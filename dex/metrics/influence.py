@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
 
 from dex.metrics import MetricError
 from dex.pose import geodesic, split_pose
@@ -39,41 +38,24 @@ class Reading:
         return torch.stack([angle.square(), (self.expression.double() - other.expression.double()).square().mean(-1)])
 
 
-class Influence(Metric):
-    """I_ij² = E d_i²(g | factor j: a → b, g | a) / E d_i²(a, b), i what is measured, j what is edited.
-
-    I_pp and I_ee are gains, 1 where the output moves as far as its drivers; I_pe is pose drift under an expression-only
-    edit, I_ep expression drift under a pose-only edit, both 0 where the controls are apart.
-    """
-
-    full_state_update = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("sums", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
-        self.sums: Tensor
-
-    def update(self, at_a: Reading, pose_from_b: Reading, expression_from_b: Reading, a: Reading, b: Reading) -> None:
-        """N tuples: three outputs, and the two drivers."""
-        self.sums += distances_of(at_a, pose_from_b, expression_from_b, a, b).sum(dim=1)
-
-    def compute(self) -> dict[str, Any]:
-        """`I_pp`, `I_pe`, `I_ep`, `I_ee`. Raises `MetricError` where the drivers do not differ."""
-        return influence_of(self.sums)
-
-
 def distances_of(
     at_a: Reading, pose_from_b: Reading, expression_from_b: Reading, a: Reading, b: Reading
 ) -> Float[Tensor, "6 N"]:
-    """Squared distances of each tuple: how far pose moved under the edit of pose, of expression; how far expression
-    did; and how far the drivers are apart in pose, in expression. What influence is made of, row sums in
-    `influence_of`."""
+    """Squared distances of each tuple, of three outputs and the two drivers: how far pose moved under the edit of pose,
+    of expression; how far expression did; and how far the drivers are apart in pose, in expression. What influence is
+    made of, row sums in `influence_of`."""
     moved = [at_a.squared_distance(pose_from_b), at_a.squared_distance(expression_from_b)]
     return torch.cat([torch.stack(moved, dim=1).flatten(0, 1), a.squared_distance(b)])
 
 
 def influence_of(sums: Float[Tensor, "*b 6"]) -> dict[str, Any]:
-    """The matrix: numbers, or arrays (*b,). Raises `MetricError` where the drivers do not differ."""
+    """I_ij² = E d_i²(g | factor j: a → b, g | a) / E d_i²(a, b), i what is measured, j what is edited: `I_pp`, `I_pe`,
+    `I_ep`, `I_ee`, numbers or arrays (*b,).
+
+    I_pp and I_ee are gains, 1 where the output moves as far as its drivers; I_pe is pose drift under an expression-only
+    edit, I_ep expression drift under a pose-only edit, both 0 where the controls are apart. Raises `MetricError` where
+    the drivers do not differ.
+    """
     moved, drivers = sums[..., :4].unflatten(-1, (2, 2)), sums[..., 4:]
     if not (drivers > 0).all():
         raise MetricError("influence: the drivers a and b do not differ in pose and in expression, nothing to measure")
@@ -95,8 +77,8 @@ def leak(influence: Any, cross_talk: float = 0.0) -> Any:
 def selectivity(matrix: Mapping[str, Any], cross_talk: Mapping[str, Any] | None = None) -> Any:
     """min over both factors of max(0, min(I_ii, 1) − L_ij): the weaker of the two controls, in [0, 1].
 
-    `matrix` and `cross_talk` are what `Influence.compute` gives of outputs and of renders of the truth; the matrix may
-    be one of arrays.
+    `matrix` and `cross_talk` are what `influence_of` gives of outputs and of renders of the truth; the matrix may be
+    one of arrays.
     """
     own = []
     for i, j in (FACTORS, FACTORS[::-1]):
@@ -105,26 +87,22 @@ def selectivity(matrix: Mapping[str, Any], cross_talk: Mapping[str, Any] | None 
     return np.minimum(*own)
 
 
-class SwapError(Metric):
-    """X = d(E(g(s, a, b)), E(b)) / d(E(a), E(b)), pose from a, expression from b, d the RMS of coefficients over the
-    set: 0 where the expression is b's, 1 where it followed the pose's driver."""
+def swap_distances(
+    output: Float[Tensor, "N E"], a: Float[Tensor, "N E"], b: Float[Tensor, "N E"]
+) -> Float[Tensor, "2 N"]:
+    """Of each tuple, with the pose from a and the expression from b: the mean square by which the output's coefficients
+    miss b's, and by which a's and b's differ. What the swap error is made of, row sums in `swap_error`."""
+    return torch.stack([(x.double() - b.double()).square().mean(dim=1) for x in (output, a)])
 
-    higher_is_better = False
-    full_state_update = False
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("missed", "apart"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.missed: Tensor
-        self.apart: Tensor
+def swap_error(sums: Float[Tensor, "*b 2"]) -> Any:
+    """X = d(E(g(s, a, b)), E(b)) / d(E(a), E(b)), d the RMS of coefficients over the set: 0 where the expression is
+    b's, 1 where it followed the pose's driver. A number, or an array (*b,).
 
-    def update(self, output: Float[Tensor, "N E"], a: Float[Tensor, "N E"], b: Float[Tensor, "N E"]) -> None:
-        self.missed += (output.double() - b.double()).square().mean(dim=1).sum()
-        self.apart += (a.double() - b.double()).square().mean(dim=1).sum()
-
-    def compute(self) -> Float[Tensor, ""]:
-        """Raises `MetricError` where the expressions of a and b do not differ."""
-        if not self.apart > 0:
-            raise MetricError("swap error: the expressions of a and b do not differ, nothing to measure")
-        return (self.missed / self.apart).sqrt()
+    Raises `MetricError` where the expressions of a and b do not differ.
+    """
+    missed, apart = sums.unbind(-1)
+    if not (apart > 0).all():
+        raise MetricError("swap error: the expressions of a and b do not differ, nothing to measure")
+    found = (missed / apart).sqrt().cpu().numpy()
+    return found if found.ndim else float(found)

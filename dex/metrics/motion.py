@@ -55,7 +55,7 @@ class MotionDistance(Metric):
         if not self.frames:
             raise MetricError(f"{type(self).__name__}: no clip was given")
         means = dict(zip(self.names, self.total / self.clips, strict=True))
-        return means | {"fail_rate": self.failed / self.frames}
+        return means | {"fail_rate": self.failed.double() / self.frames}
 
 
 class ExpressionDistance(MotionDistance):

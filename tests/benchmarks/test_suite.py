@@ -17,19 +17,22 @@ from benchmarks.estimator import Estimator
 from benchmarks.make import make_synthetic
 from benchmarks.manifest import Span
 from benchmarks.material import SyntheticClips, edited
+from benchmarks.reading import Truth
 from benchmarks.results import Result, environment
 from benchmarks.scoring import Scorer
 from benchmarks.suite import make_extractors, reading_device
 from benchmarks.videos import write_video
-from dex.metrics.influence import Influence, Reading, selectivity
+from dex.metrics.extractors import Source
+from dex.metrics.extractors.faces import FaceReading, MediaPipeReader
+from dex.metrics.influence import Reading, distances_of, influence_of, selectivity, swap_distances, swap_error
 from tests.animation.conftest import checkpoint  # noqa: F401  the fixture
 from tests.benchmarks.conftest import count
 
 
-def influence_of(row: str) -> dict[str, float]:
-    """What exact readings of a reference row's videos give, through the manifest's own tuples."""
+def matrix_of(row: str) -> tuple[dict[str, float], float]:
+    """Influence and swap error by exact readings of a reference row's videos, through the manifest's own tuples."""
     manifest = make_synthetic("disentangled", "d", 6, 64, 0)
-    clips, metric, pairs = SyntheticClips.of(manifest), Influence(), manifest.pairs
+    clips, sums, swaps, pairs = SyntheticClips.of(manifest), [], [], manifest.pairs
 
     def reading(pair, which) -> Reading:  # type: ignore[no-untyped-def]
         pose, expression = {
@@ -43,19 +46,50 @@ def influence_of(row: str) -> dict[str, float]:
     for none, pose, expression in zip(pairs[::3], pairs[1::3], pairs[2::3], strict=True):
         assert (none.edit, pose.edit, expression.edit) == ("none", "pose", "expression")
         outputs = [reading(pair, row) for pair in (none, pose, expression)]
-        metric.update(*outputs, reading(none, "driver"), reading(pose, "driver"))
-    return {name: float(value) for name, value in metric.compute().items()}
+        drivers = reading(none, "driver"), reading(pose, "driver")
+        sums.append(distances_of(*outputs, *drivers).sum(dim=1))
+        swaps.append(swap_distances(*(r.expression for r in (outputs[2], *drivers))).sum(dim=1))
+    return influence_of(torch.stack(sums).sum(dim=0)), swap_error(torch.stack(swaps).sum(dim=0))
 
 
 @pytest.mark.parametrize(
-    ("row", "pp", "pe", "ep", "ee", "s"),
-    [("oracle", 1, 0, 0, 1, 1), ("joint-code", 1, 1, 1, 1, 0), ("constant", 0, 0, 0, 0, 0)],
+    ("row", "pp", "pe", "ep", "ee", "s", "x"),
+    [("oracle", 1, 0, 0, 1, 1, 0), ("joint-code", 1, 1, 1, 1, 0, 0), ("driver", 1, 0, 1, 0, 0, 1)]
+    + [("constant", 0, 0, 0, 0, 0, None)],  # of which the swap error says how far b is from anything
 )
-def test_reference_rows_have_the_stated_influence(row: str, pp: int, pe: int, ep: int, ee: int, s: int) -> None:
-    found = influence_of(row)
+def test_reference_rows_have_the_stated_influence(
+    row: str, pp: int, pe: int, ep: int, ee: int, s: int, x: int | None
+) -> None:
+    found, swap = matrix_of(row)
     for name, value in {"I_pp": pp, "I_pe": pe, "I_ep": ep, "I_ee": ee}.items():
         assert found[name] == pytest.approx(value, abs=1e-4), name
     assert selectivity(found) == pytest.approx(s, abs=1e-4)
+    if x is not None:
+        assert swap == pytest.approx(x, abs=1e-4)
+
+
+def test_swap_error_is_scored_with_the_influence() -> None:
+    """Of outputs whose expression is that of the pose's driver: all of it is missed."""
+    manifest = make_synthetic("disentangled", "d", 6, 64, 0)
+    clips = SyntheticClips.of(manifest)
+
+    def faces(span: Span) -> FaceReading:
+        numbers = (torch.from_numpy(part(span)) for part in (clips.pose, clips.expression))
+        return FaceReading(*numbers, torch.zeros(span.count, 5, 2))
+
+    names, source = MediaPipeReader.names, Source("reader", "ab", "MIT")
+    reader = SimpleNamespace(names=names, sources=dict.fromkeys(names, source))
+    extractors = SimpleNamespace(faces=reader, features=SimpleNamespace(dimensions=2), videos=None)
+    truth = Truth(manifest, SimpleNamespace(), extractors)  # nobody knows the truth of other material
+    truth.spans = {pair.pose: SimpleNamespace(faces=faces(pair.pose)) for pair in manifest.pairs}
+    scorer = Scorer(truth)
+    scorer._outputs = {pair.id: faces(pair.pose) for pair in manifest.pairs}
+    *influence, swap, selective = scorer._influence()
+    assert [round(entry["value"], 4) for entry in influence] == [1, 0, 1, 0]
+    assert swap["id"] == "swap_error.mp_blendshapes.v1"
+    assert (swap["better"], swap["n"], swap["extractor"]["name"]) == ("lower", 6, "reader")
+    assert [swap["value"], *swap["ci95"]] == pytest.approx([1, 1, 1], abs=1e-6)
+    assert selective["note"].startswith("not measurable")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from dex.metrics import MetricError
-from dex.metrics.influence import Influence, Reading, SwapError, leak, selectivity
+from dex.metrics.influence import Reading, distances_of, influence_of, leak, selectivity, swap_distances, swap_error
 from dex.metrics.motion import ExpressionDistance, PoseDistance
 from dex.pose import make_pose
 
@@ -79,10 +79,7 @@ def test_reference_models_give_the_rows_that_they_must(model: str, row: dict[str
         "joint code": (a, b, b),  # whichever is edited, both move
         "constant": (a, a, a),
     }
-    metric = Influence()
-    for part in (slice(0, 20), slice(20, 50)):
-        metric.update(*(Reading(m.pose[part], m.expression[part]) for m in (*outputs[model], a, b)))
-    found = metric.compute()
+    found = influence_of(distances_of(*outputs[model], a, b).sum(dim=1))
     assert found == pytest.approx(row, abs=1e-5)
     assert selectivity(found) == pytest.approx(apart, abs=1e-5)
 
@@ -102,20 +99,19 @@ def test_cross_talk_is_the_estimators_and_the_weaker_control_counts() -> None:
 
 def test_drivers_that_do_not_differ_measure_nothing() -> None:
     a = motion(0)
-    metric, swap = Influence(), SwapError()
-    metric.update(a, a, a, a, a)
-    swap.update(a.expression, a.expression, a.expression)
-    for nothing in (metric, swap):
-        with pytest.raises(MetricError, match="do not differ"):
-            nothing.compute()
+    with pytest.raises(MetricError, match="do not differ"):
+        influence_of(distances_of(a, a, a, a, a).sum(dim=1))
+    with pytest.raises(MetricError, match="do not differ"):
+        swap_error(swap_distances(a.expression, a.expression, a.expression).sum(dim=1))
 
 
 def test_swap_error_between_right_and_followed_the_pose() -> None:
     a, b = motion(0).expression, motion(1).expression
     for output, want in ((b, 0.0), (a, 1.0), ((a + b) / 2, 0.5)):
-        metric = SwapError()
-        metric.update(output, a, b)
-        assert metric.compute().item() == pytest.approx(want, abs=1e-9)
+        sums = swap_distances(output, a, b).sum(dim=1)
+        assert swap_error(sums) == pytest.approx(want, abs=1e-9)
+        # Of resampled sets at once, as intervals are computed.
+        assert swap_error(torch.stack([sums, 2 * sums])) == pytest.approx([want, want], abs=1e-9)
 
 
 def _share(rank: int, folder: str) -> None:
@@ -129,17 +125,16 @@ def _measured(parts: list[slice]) -> dict[str, float]:
     """Every kind of state: sums of tensors, counts, matrices, and features that are gathered."""
     from dex.metrics.distributions import FrechetDistance, KernelDistance
 
-    influence, aed, frechet, kernel = Influence(), ExpressionDistance(), FrechetDistance(5), KernelDistance(5)
+    aed, frechet, kernel = ExpressionDistance(), FrechetDistance(5), KernelDistance(5)
     a, b = motion(0), motion(1)
     for part in parts:
-        x, y = (Reading(m.pose[part], m.expression[part]) for m in (a, b))
-        influence.update(x, Reading(y.pose, x.expression), y, x, y)
-        for i in range(len(x.expression)):
-            aed.update(x.expression[i : i + 1], y.expression[i : i + 1])
+        x, y = (m.expression[part] for m in (a, b))
+        for i in range(len(x)):
+            aed.update(x[i : i + 1], y[i : i + 1])
         for metric in (frechet, kernel):
-            metric.update(x.expression, real=True)
-            metric.update(y.expression, real=False)
-    found = {**influence.compute(), **aed.compute(), "frechet": frechet.compute(), "kernel": kernel.compute()}
+            metric.update(x, real=True)
+            metric.update(y, real=False)
+    found = {**aed.compute(), "frechet": frechet.compute(), "kernel": kernel.compute()}
     return {name: float(value) for name, value in found.items()}
 
 
