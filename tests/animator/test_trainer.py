@@ -92,6 +92,15 @@ class Losses(L.Callback):
         self.seen.append(outputs["loss"].item())
 
 
+@pytest.fixture(scope="module")
+def trained(encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Animator, Path]:
+    """Two steps of the image phase, and their checkpoint; neither to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    module = animator(encoders)
+    trainer(folder, max_steps=2).fit(module, heads())
+    return module, folder / "last"
+
+
 @pytest.mark.parametrize("phase", ["image", "video"])
 def test_each_phase_trains_its_part_alone(encoders: Path, tmp_path: Path, phase: str) -> None:
     module = animator(encoders, phase=phase)
@@ -107,14 +116,13 @@ def test_each_phase_trains_its_part_alone(encoders: Path, tmp_path: Path, phase:
         assert {name.split(".")[0] for name in moved} == {"reference", "denoiser"}
 
 
-def test_frozen_parts_are_nowhere_but_in_use(encoders: Path, tmp_path: Path) -> None:
-    module = animator(encoders)
-    trainer(tmp_path, max_steps=2).fit(module, heads())
+def test_frozen_parts_are_nowhere_but_in_use(trained: tuple[Animator, Path]) -> None:
+    module, last = trained
     frozen = {id(parameter) for part in module._frozen for parameter in part.parameters()}
     assert frozen
     assert not frozen & {id(p) for group in module.optimizers().param_groups for p in group["params"]}
     assert not any(p.requires_grad for part in module._frozen for p in part.parameters())
-    names = [name.removeprefix("model.") for name in stored(tmp_path / "last") if name.startswith("model.")]
+    names = [name.removeprefix("model.") for name in stored(last) if name.startswith("model.")]
     assert {name.split(".")[0] for name in names} == {"network", "average"}
     averages = {name.removeprefix("average.") for name in names if name.startswith("average.")}
     assert averages == module.network.state_dict().keys()  # and of nothing else
@@ -432,11 +440,10 @@ def test_validation_reads_the_reference_by_its_average(encoders: Path, batch: Ba
 
 
 def test_export_draws_what_the_trainer_draws_and_starts_the_video_phase(
-    encoders: Path, batch: Batch, tmp_path: Path
+    trained: tuple[Animator, Path], batch: Batch, tmp_path: Path
 ) -> None:
-    module = animator(encoders)
-    trainer(tmp_path, max_steps=2).fit(module, heads())
-    export(tmp_path / "last", tmp_path / "export")
+    module, last = trained
+    export(last, tmp_path / "export")
     network, content = load_animator(tmp_path / "export")
     assert (content["codec"], content["size"]) == ("space-to-depth:4", 32)
     source, driving = module.latents(batch)
@@ -459,9 +466,8 @@ def test_export_draws_what_the_trainer_draws_and_starts_the_video_phase(
 
 
 def test_export_refuses_the_averages_of_another_version(
-    encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: tuple[Animator, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer(tmp_path, max_steps=1).fit(animator(encoders), heads())
     stored_now = checkpoint.read_tensors
 
     def of_the_denoiser_alone(path: Path, prefix: str) -> dict[str, Tensor]:
@@ -469,22 +475,23 @@ def test_export_refuses_the_averages_of_another_version(
 
     monkeypatch.setattr(checkpoint, "read_tensors", of_the_denoiser_alone)
     with pytest.raises(ExportError, match="averages are none of this version of dex"):
-        export(tmp_path / "last", tmp_path / "export")
+        export(trained[1], tmp_path / "export")
 
 
-def test_encoders_need_no_copy_where_the_motion_export_is_at_hand(encoders: Path, tmp_path: Path) -> None:
-    module = animator(encoders)
-    trainer(tmp_path, max_steps=2).fit(module, heads())
+def test_encoders_need_no_copy_where_the_motion_export_is_at_hand(
+    trained: tuple[Animator, Path], tmp_path: Path
+) -> None:
+    last = trained[1]
     torch.manual_seed(0)
     save_generator(tmp_path / "motion", TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
-    export(tmp_path / "last", tmp_path / "a")
-    export(tmp_path / "last", tmp_path / "b", encoders="../motion")
+    export(last, tmp_path / "a")
+    export(last, tmp_path / "b", encoders="../motion")
     assert not (tmp_path / "b" / "encoders").exists()
     copied, shared = (load_backend(tmp_path / name, None, None, 0, None, None) for name in "ab")
     assert copied.encoders == shared.encoders
     save_generator(tmp_path / "other", TINY_MOTION, MotionGenerator(TINY_MOTION).state_dict(), {})
     with pytest.raises(ExportError, match=r"other: holds other encoders than .*Leave out --encoders"):
-        export(tmp_path / "last", tmp_path / "c", encoders="../other")
+        export(last, tmp_path / "c", encoders="../other")
 
 
 def test_a_whole_motion_export_has_encoders_too(encoders: Path, tmp_path: Path) -> None:
