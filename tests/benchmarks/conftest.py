@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-Refused = Callable[..., str]
+Called = Callable[..., str]
 
 
 def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -36,13 +36,24 @@ def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """The one line by which `python -m benchmarks.MODULE ARGUMENTS` refuses, run in this process: an import less."""
+def called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:
+    """What `python -m benchmarks.MODULE ARGUMENTS` prints, run in this process: an import less."""
 
     def run(module: str, *arguments: object) -> str:
         monkeypatch.setattr("sys.argv", [module, *map(str, arguments)])
+        importlib.import_module(f"benchmarks.{module}").main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(called: Called, capsys: pytest.CaptureFixture[str]) -> Called:
+    """The one line by which it refuses, run in this process, too."""
+
+    def run(module: str, *arguments: object) -> str:
         with pytest.raises(SystemExit) as ended:
-            importlib.import_module(f"benchmarks.{module}").main()
+            called(module, *arguments)
         printed, code = capsys.readouterr().err, ended.value.code
         if isinstance(code, str):
             printed += f"{code}\n"  # by the interpreter, which then ends with 1

@@ -3,18 +3,14 @@
 import json
 from pathlib import Path
 
-from tests.benchmarks.conftest import ROOT, Refused, command
+from tests.benchmarks.conftest import ROOT, Called
 
 
-def test_it_measures_all_three(tmp_path: Path) -> None:
+def test_it_measures_all_three(tmp_path: Path, called: Called) -> None:
     report = tmp_path / "report.json"
     config = ROOT / "configs" / "animator_quick.yaml"
-    done = command(
-        "animator",
-        "--config", str(config), "--device", "cpu", "--size", "64", "--frames", "2", "--repeats", "1",
-        "--json", str(report),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    settings = ("--device", "cpu", "--size", 64, "--frames", 2, "--repeats", 1)
+    called("animator", "--config", config, *settings, "--json", report)
     figures = json.loads(report.read_text())
     assert all(figures[name]["ms"] > 0 for name in ("forward", "training_step", "video"))
     # 35 steps: 2 branches, 3 while they blend (5 steps, one of which still has a weight of 0), 2
@@ -22,6 +18,6 @@ def test_it_measures_all_three(tmp_path: Path) -> None:
     assert figures["video"]["denoiser_calls"] == 74
 
 
-def test_errors_are_one_line(tmp_path: Path, refused: Refused) -> None:
+def test_errors_are_one_line(tmp_path: Path, refused: Called) -> None:
     assert "multiple of 64" in refused("animator", "--size", 100)
     assert str(tmp_path) in refused("animator", "--config", tmp_path)

@@ -19,7 +19,7 @@ from benchmarks.results import Result, ResultError
 from benchmarks.suite import verify
 from dex.fit import make_cli
 from dex.reading.tuples import STRATA
-from tests.benchmarks.conftest import Refused
+from tests.benchmarks.conftest import Called
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -264,7 +264,7 @@ def test_a_result_has_the_seed_of_the_training_and_the_sampler_that_drew(
     assert model["sampler"] == {"seed": 0, "delay": 0}
 
 
-def test_results_of_other_questions_stay_apart(tmp_path: Path, refused: Refused, commands: list[list[str]]) -> None:
+def test_results_of_other_questions_stay_apart(tmp_path: Path, refused: Called, commands: list[list[str]]) -> None:
     """Told before anything is trained."""
     record = ROOT / "benchmarks" / "results" / "controlled" / "estimator-small.json"
     (tmp_path / record.name).write_bytes(record.read_bytes())
@@ -276,7 +276,7 @@ def test_results_of_other_questions_stay_apart(tmp_path: Path, refused: Refused,
     assert "--only animator: the preset long has no stage 2" in said
 
 
-def test_mistakes_are_told_in_one_line(tmp_path: Path, refused: Refused) -> None:
+def test_mistakes_are_told_in_one_line(tmp_path: Path, refused: Called) -> None:
     said = refused("controlled.__main__", "--preset", "small", "--table", "--out", tmp_path)
     assert "no results of the preset small" in said
 

@@ -15,7 +15,7 @@ from dex.motion.generator import MotionGenerator
 from dex.reading.fit import Fit
 from dex.reading.measure import squared_distances
 from dex.reading.tuples import EDITS, make_tuples
-from tests.benchmarks.conftest import Refused, command
+from tests.benchmarks.conftest import Called, command
 from tests.motion.conftest import TINY
 
 GOOD = {"I_pe": 0.0, "I_ep": 0.0, "r2/expression": 1.0} | {
@@ -50,17 +50,23 @@ def test_intervals_are_of_the_tuples_and_hold_the_figure() -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_measured_and_the_same_twice(tmp_path: Path) -> None:
+def test_a_checkpoint_is_measured_and_the_same_twice(tmp_path: Path, called: Called) -> None:
+    """In this process and in one of its own."""
     torch.manual_seed(0)
     save_generator(tmp_path / "export", TINY, MotionGenerator(TINY).state_dict(), {"run": "tiny"})
     written = []
-    for name in ("one", "two"):
+    for name in ("here", "apart"):
         into = tmp_path / name
         pictures = ("--picture", into / "p.png", "--swap-grid", into / "grid.jpg")
-        done = command("disentanglement", tmp_path, "--tuples", 2, "--json", into / "f.json", *pictures)
-        assert done.returncode == 0, done.stderr
-        assert "| I_pp |" in done.stdout
-        assert "| pose_leakage/normalised |" in done.stdout
+        asked = ("disentanglement", tmp_path, "--tuples", 2, "--json", into / "f.json", *pictures)
+        if name == "here":
+            said = called(*asked)
+        else:
+            done = command(*asked)
+            assert done.returncode == 0, done.stderr
+            said = done.stdout
+        assert "| I_pp |" in said
+        assert "| pose_leakage/normalised |" in said
         written.append(json.loads((into / "f.json").read_text()))
         assert (into / "p.png").stat().st_size > 1000
         with Image.open(into / "grid.jpg") as grid:
@@ -71,7 +77,7 @@ def test_a_checkpoint_is_measured_and_the_same_twice(tmp_path: Path) -> None:
     assert len(written[0]["model"]["checkpoint_sha256"]["generator.safetensors"]) == 64
 
 
-def test_mistakes_are_told_in_one_line(tmp_path: Path, refused: Refused) -> None:
+def test_mistakes_are_told_in_one_line(tmp_path: Path, refused: Called) -> None:
     assert "dex.export" in refused("disentanglement", tmp_path)
     assert "need at least 2" in refused("disentanglement", tmp_path, "--tuples", 1)
     said = refused("disentanglement", tmp_path, "--picture", tmp_path / "p.txt")

@@ -5,19 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.conftest import Refused, command
+from tests.benchmarks.conftest import Called
 from tests.data.shards_for_tests import make_shards
 
 
-def test_it_reports_a_ratio(tmp_path: Path) -> None:
+def test_it_reports_a_ratio(tmp_path: Path, called: Called) -> None:
     make_shards(tmp_path / "shards", clips=4, size=64)
     report = tmp_path / "report.json"
-    done = command(
+    called(
         "loader",
-        "--shards", str(tmp_path / "shards"), "--workers", "1", "--batch-size", "2", "--seconds", "0.5", "--turns", "1",
-        "--json", str(report),
+        "--shards", tmp_path / "shards", "--workers", 1, "--batch-size", 2, "--seconds", 0.5, "--turns", 1,
+        "--json", report,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     figures = json.loads(report.read_text())
     assert figures["size"] == 64
     for mode in ("pairs", "clip"):
@@ -28,5 +27,5 @@ def test_it_reports_a_ratio(tmp_path: Path) -> None:
     assert figures["ratio"] == min(figures["modes"][mode]["ratio"] for mode in ("pairs", "clip"))
 
 
-def test_errors_are_one_line(tmp_path: Path, refused: Refused) -> None:
+def test_errors_are_one_line(tmp_path: Path, refused: Called) -> None:
     assert str(tmp_path / "gone") in refused("loader", "--shards", tmp_path / "gone")

@@ -6,23 +6,21 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.conftest import ROOT, Refused, command
+from tests.benchmarks.conftest import ROOT, Called, command
 
 CONFIGS = ROOT / "configs"
 
 
-def figures_of(module: str, report: Path, *arguments: str | Path) -> dict[str, Any]:
-    done = command(module, "--device", "cpu", "--json", report, *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "| of matrix rate |" in done.stdout
+def figures_of(called: Called, module: str, report: Path, *arguments: str | Path) -> dict[str, Any]:
+    assert "| of matrix rate |" in called(module, "--device", "cpu", "--json", report, *arguments)
     figures: dict[str, Any] = json.loads(report.read_text())
     return figures
 
 
 @pytest.mark.slow
-def test_training_step_is_split_and_options_are_compared(tmp_path: Path) -> None:
+def test_training_step_is_split_and_options_are_compared(tmp_path: Path, called: Called) -> None:
     figures = figures_of(
-        "train_speed", tmp_path / "report.json", "--config", CONFIGS / "animator_quick.yaml", "--random",
+        called, "train_speed", tmp_path / "report.json", "--config", CONFIGS / "animator_quick.yaml", "--random",
         "--rounds", "1", "--steps", "2", "--warm-up", "1", "--options", "sdpa", "fused", "latent_cache",
         "gradient_checkpointing", "--", "--data.init_args.batch_size=1",
     )  # fmt: skip
@@ -39,9 +37,9 @@ def test_training_step_is_split_and_options_are_compared(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_stage_1_is_measured_with_its_discriminators_penalty(tmp_path: Path) -> None:
+def test_stage_1_is_measured_with_its_discriminators_penalty(tmp_path: Path, called: Called) -> None:
     figures = figures_of(
-        "train_speed", tmp_path / "report.json", "--config", CONFIGS / "quickstart.yaml", "--rounds", "1",
+        called, "train_speed", tmp_path / "report.json", "--config", CONFIGS / "quickstart.yaml", "--rounds", "1",
         "--steps", "2", "--warm-up", "1", "--options", "none", "--", "--data.init_args.batch_size=1",
         "--model.init_args.loss.adversarial=0.1",
     )  # fmt: skip
@@ -50,8 +48,9 @@ def test_stage_1_is_measured_with_its_discriminators_penalty(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_sampler_decoders_and_one_pass_are_measured(tmp_path: Path) -> None:
-    figures = figures_of("sample_speed", tmp_path / "report.json", "--frames", "6", "--steps", "12", "--rounds", "1")
+def test_sampler_decoders_and_one_pass_are_measured(tmp_path: Path, called: Called) -> None:
+    settings = ("--frames", "6", "--steps", "12", "--rounds", "1")
+    figures = figures_of(called, "sample_speed", tmp_path / "report.json", *settings)
     rows = figures["rows"]
     assert list(rows)[-4:] == ["decoder, VAE", "decoder, TAESD", "decoder, space-to-depth", "motion trainer"]
     late, at_once, unguided = (
@@ -66,7 +65,7 @@ def test_sampler_decoders_and_one_pass_are_measured(tmp_path: Path) -> None:
         assert row["floor_ms"] == pytest.approx(row["matrix_share"] * row["ms_per_frame"])
 
 
-def test_errors_are_one_line(tmp_path: Path, refused: Refused) -> None:
+def test_errors_are_one_line(tmp_path: Path, refused: Called) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: [")
     overlay = CONFIGS / "strategy" / "fsdp.yaml"
