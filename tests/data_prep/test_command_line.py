@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -54,6 +55,21 @@ def run(*arguments: object, weights: Path) -> tuple[int, str, str]:
             os.killpg(started.pid, signal.SIGKILL)
     assert "Traceback" not in errors
     return started.returncode, out, errors
+
+
+Here = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(weights_env: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Here:
+    """`run` in this process: an import less."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
 
 
 def report(folder: Path) -> dict[str, dict]:
@@ -129,19 +145,19 @@ def test_crop_is_cut_where_the_meta_says(prepared: Path, few: Path):
     np.testing.assert_allclose(got, want, atol=6)
 
 
-def test_second_start_finds_all_done(prepared: Path, few: Path, weights_dir: Path):
+def test_second_start_finds_all_done(prepared: Path, few: Path, here: Here):
     before = digests(prepared)
-    code, text, _ = run(few, "--out", prepared, *OPTIONS, weights=weights_dir)
+    code, text, _ = here(few, "--out", prepared, *OPTIONS)
     assert code == 0
     assert "already complete" in text
     assert digests(prepared) == before
-    code, _, errors = run(few, "--out", prepared, weights=weights_dir)
+    code, _, errors = here(few, "--out", prepared)
     assert code == 1
     assert errors.startswith("error: ")
     assert "other options" in errors
 
 
-def test_parts_merge_into_the_single_run(prepared: Path, few: Path, weights_dir: Path, tmp_path: Path):
+def test_parts_merge_into_the_single_run(prepared: Path, few: Path, weights_dir: Path, tmp_path: Path, here: Here):
     parts = [tmp_path / "1", tmp_path / "2"]
     running = [
         command(few, "--out", out, *OPTIONS, "--workers", 1, "--part", f"{i}/2", weights=weights_dir)
@@ -150,11 +166,11 @@ def test_parts_merge_into_the_single_run(prepared: Path, few: Path, weights_dir:
     for part in running:
         _, errors = part.communicate(timeout=500)
         assert part.returncode == 0, errors
-    code, _, errors = run("merge", *parts, "--out", tmp_path / "all", weights=weights_dir)
+    code, _, errors = here("merge", *parts, "--out", tmp_path / "all")
     assert code == 0, errors
     assert digests(tmp_path / "all") == digests(prepared)
     assert report(tmp_path / "all") == report(prepared)
-    code, _, errors = run("merge", *parts, tmp_path, "--out", tmp_path / "more", weights=weights_dir)
+    code, _, errors = here("merge", *parts, tmp_path, "--out", tmp_path / "more")
     assert code == 1
     assert "not finished" in errors
 
@@ -189,7 +205,7 @@ def test_merge_refuses_other_settings_and_missing_parts(tmp_path: Path, capsys: 
     assert set(report(tmp_path / "out")) == {"part1.mp4", "part2.mp4", "part4.mp4"}
 
 
-def test_kill_and_second_start(prepared: Path, few: Path, weights_dir: Path, tmp_path: Path):
+def test_kill_and_second_start(prepared: Path, few: Path, weights_dir: Path, tmp_path: Path, here: Here):
     """Killed (-9, workers too) once a file is done: that file is not repeated, the shards come out the same."""
     out = tmp_path / "shards"
     started = command(few, "--out", out, *OPTIONS, "--workers", 1, weights=weights_dir)
@@ -202,7 +218,7 @@ def test_kill_and_second_start(prepared: Path, few: Path, weights_dir: Path, tmp
     done = {path: path.stat().st_mtime_ns for path in records.glob("*.json")}
     assert 1 <= len(done) < 3
     assert not list(out.glob("*.tar"))
-    code, _, errors = run(few, "--out", out, *OPTIONS[:4], weights=weights_dir)
+    code, _, errors = here(few, "--out", out, *OPTIONS[:4])
     assert code == 1
     assert "begun with max_seconds 3" in errors
     again = command(few, "--out", out, *OPTIONS, "--workers", 2, weights=weights_dir)
@@ -280,19 +296,15 @@ def test_garbage(few: Path, talking_heads: Path, weights_dir: Path, tmp_path: Pa
     assert "duplicate" in text
 
 
-def test_user_errors_are_one_line(
-    tmp_path: Path, weights_dir: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("DEX_WEIGHTS", str(weights_dir))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+def test_user_errors_are_one_line(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").touch()
 
     def refused(*arguments: object) -> str:
-        assert main([str(argument) for argument in arguments]) == 1
-        errors = capsys.readouterr().err
+        code, _, errors = here(*arguments)
+        assert code == 1
         assert errors.startswith("error: ")
         assert errors.count("\n") == 1
         return errors
@@ -310,10 +322,10 @@ def test_user_errors_are_one_line(
     assert "python -m dex.weights fetch" in refused(folder, "--out", out)
 
 
-def test_nothing_to_take(tmp_path: Path, weights_dir: Path):
+def test_nothing_to_take(tmp_path: Path, here: Here):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "text.mp4").write_text("text")
-    code, _, errors = run(tmp_path / "in", "--out", tmp_path / "out", weights=weights_dir)
+    code, _, errors = here(tmp_path / "in", "--out", tmp_path / "out")
     assert code == 1
     assert errors.rstrip().rsplit("\n", 1)[-1].startswith("error: no clip was accepted")
     assert report(tmp_path / "out")["text.mp4"]["reason"] == "not a readable video"
