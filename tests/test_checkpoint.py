@@ -15,6 +15,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dex import checkpoint, export
 from dex.callbacks.checkpoints import SIGNALS, Checkpoints, Preempted
@@ -77,8 +78,18 @@ def test_full_disk_warns_and_training_goes_on(tmp_path: Path) -> None:
     assert saves.saved == 5
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights after six steps at a stretch."""
+    whole = tmp_path_factory.mktemp("whole")
+    train(whole, 6)
+    return checkpoint.read_tensors(whole / "last", "model.")
+
+
 @pytest.mark.parametrize("moment", ["rest", "point_to"])
-def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path: Path, moment: str) -> None:
+def test_a_kill_while_saving_leaves_the_checkpoint_before(
+    tmp_path: Path, moment: str, undisturbed: dict[str, Tensor]
+) -> None:
     """Between the tensors and the rest, and between the folder's name and the link to it."""
     script = f"""
 import os, signal
@@ -97,9 +108,7 @@ train(Path({str(tmp_path)!r}), 6)
     assert ended.returncode == -9, ended.stderr
     assert (tmp_path / "last").resolve().name == "step-0000002"
     train(tmp_path, 6, resume=tmp_path / "last", keep=9)
-    whole = tmp_path / "whole"
-    train(whole, 6)
-    resumed, undisturbed = (checkpoint.read_tensors(path / "last", "model.") for path in (tmp_path, whole))
+    resumed = checkpoint.read_tensors(tmp_path / "last", "model.")
     assert {"step-0000004", "step-0000006"} <= set(names(tmp_path))
     for name, tensor in undisturbed.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0)
