@@ -1,5 +1,7 @@
 """`python -m dex.animate --demo`: the shipped model moves what it is asked to, and says what it cannot be asked."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -20,12 +22,22 @@ from dex.video import iter_frames
 ROOT = Path(__file__).parents[2]
 
 
+LOOKED_AT = 15  # frames of a video, evenly spread
+
+
 @pytest.fixture(
     scope="module",
     params=[pytest.param(name, marks=pytest.mark.slow if name == "diffusion" else ()) for name in demo.MODELS],
 )
 def out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stage 1 demo as a user starts it; that of the diffusion with fewer frames, which take longer."""
     folder = tmp_path_factory.mktemp("demo")
+    if request.param == "diffusion":
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as told:
+            patch.setattr(demo, "FRAMES", 2 * LOOKED_AT)
+            assert main(["--demo", "--backend", "diffusion", "-o", str(folder)]) == 0
+        assert told.getvalue().count("30 frames") == 3
+        return folder
     done = subprocess.run(
         [sys.executable, "-m", "dex.animate", "--demo", "--backend", request.param, "-o", str(folder)],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=550, env=os.environ | {"HF_HUB_OFFLINE": "1"},
@@ -36,9 +48,10 @@ def out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def motion_of(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Poses and codes that the model itself reads from every fifth frame."""
+    """Poses and codes that the model itself reads from frames of a video."""
     backend = load_backend(demo.MODELS["motion"], None, None, 0, None, None)
-    frames = [frame for i, (_, frame) in enumerate(iter_frames(path)) if i % 5 == 0]
+    frames = [frame for _, frame in iter_frames(path)]
+    frames = frames[:: len(frames) // LOOKED_AT]
     small = [np.asarray(Image.fromarray(f).resize((backend.size, backend.size), Image.Resampling.BOX)) for f in frames]
     return backend.read_motion(to_network(small))
 
