@@ -1,21 +1,36 @@
 """One rank of a small training, for tests, under a launcher's variables.
 
 What is asked: stage ("motion", "muon", "image", "video"), strategy ("single", "ddp", "fsdp", "hybrid"), ranks, steps,
-folder, and optionally resume (a checkpoint), every, encoders, monitor (previews with it), precision. Each rank writes
-folder/rank-R.json: losses and sample keys of its steps, and what the moving average makes of one batch; the first also
-average.safetensors, and start.safetensors with what it was before the first step. A single process stands in for
-`virtual` ranks: it trains on all of their samples at once, so that its steps are those of the ranks together.
+folder, and optionally
+
+    encoders    of stage 2: their folder
+    virtual     ranks that a single process stands in for: it trains on all of their samples at once, so that its steps
+                are those of the ranks together
+    same_noise  false: every rank's noise is its own, as outside of tests; else all have the same
+    resume      a checkpoint to begin with
+    every       steps between two checkpoints; there is one at the end in any case
+    validate    batches of validation, every two steps
+    monitor     true: every two steps and at the end, and previews with it
+    eps         of Adam
+    precision   Lightning's
+    output      false: nothing is made of the batch below
+
+Each rank writes folder/rank-R.json: losses and sample keys of its steps, the monitor's newest figures, and what the
+moving average makes of one batch; the first also average.safetensors, and start.safetensors with what it was before the
+first step.
 """
 
 import dataclasses
 import json
 import os
+import random
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +39,7 @@ from dex.animator import trainer as animator_trainer
 from dex.animator.sampler import SamplerSettings
 from dex.animator.trainer import Animator, AnimatorOptimisation, DiffusionLoss
 from dex.batch import Batch, to_float
+from dex.callbacks import monitor
 from dex.callbacks.checkpoints import Checkpoints, Preempted
 from dex.callbacks.monitor import Monitor
 from dex.callbacks.preview import Preview
@@ -121,6 +137,21 @@ class Record(L.Callback):
         self.keys.append(batch.key)
 
 
+class WatchedMonitor(Monitor):
+    """Fails where a rank's global random numbers after a measurement are not those before."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        before = global_random()
+        super().on_train_batch_end(*args)
+        assert global_random() == before, "the monitor has drawn from a global generator"
+
+
+def global_random() -> tuple[Any, ...]:
+    """State of Python's, numpy's and torch's generators."""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), keys.tolist(), rest, torch.get_rng_state().tolist()  # type: ignore[union-attr]
+
+
 def averaged(module: Any) -> dict[str, Tensor]:
     """A copy of the whole moving average; every rank must ask."""
     return {name: whole(tensor).clone().contiguous() for name, tensor in module.average.state_dict().items()}
@@ -165,6 +196,7 @@ def strategy(name: str) -> Any:
 
 def main(asked: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    monitor.FRAMES = 2  # of a film that nobody looks at: an animator draws three pictures for each, in four steps
     folder = Path(asked["folder"])
     virtual = asked.get("virtual", 1)
     if asked.get("same_noise", True):
@@ -184,7 +216,7 @@ def main(asked: dict[str, Any]) -> None:
     saves = Checkpoints(str(folder), every_n_steps=asked.get("every", 1000), agree_every_n_steps=1)
     saves.resume = Path(asked["resume"]) if "resume" in asked else None
     saves.listen()
-    monitors = [Monitor(every_n_steps=2, tuples=2, identities=5)] if asked.get("monitor") else []
+    monitors = [WatchedMonitor(every_n_steps=2, tuples=2, identities=5)] if asked.get("monitor") else []
     previews = [Preview(every_n_steps=2, samples=1)] if monitors else []
     trainer = L.Trainer(
         max_steps=asked["steps"],
