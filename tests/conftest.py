@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: where real clips and pretrained networks lie, if they do."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    """Those of the tests come back."""
+    from dex.callbacks.checkpoints import SIGNALS  # seconds to import, which few tests need
+
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell's background ignores it
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)

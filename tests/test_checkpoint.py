@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dex import checkpoint, export
-from dex.callbacks.checkpoints import SIGNALS, Checkpoints, Preempted
+from dex.callbacks.checkpoints import Checkpoints, Preempted
 from dex.checkpoint import CheckpointError
 from dex.fit import make_cli
 from tests.motion.conftest import TINY, tiny_data, tiny_trainer
@@ -157,16 +156,6 @@ def test_later_steps_do_not_displace_the_one_just_written(tmp_path: Path) -> Non
     train(tmp_path, 3, keep=1, resume=checkpoint.newest(tmp_path))
     assert names(tmp_path) == ["last", "step-0000003", "step-0000004"]
     assert checkpoint.newest(tmp_path) == tmp_path / "step-0000003"
-
-
-@pytest.fixture
-def _handlers() -> Iterator[None]:
-    """Those of the tests come back."""
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell's background ignores it
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 class CtrlC(L.Callback):
