@@ -32,6 +32,13 @@ from dex.saved import ExportError, of_this_version
 TRAINED_BY = "Export it with the version that trained it."  # the remedy for a checkpoint of another one
 
 
+def checkpoint_of(run: Path) -> Path:
+    """The checkpoint at which a run goes on; where it has none, `export` says so of what this returns. Raises
+    `CheckpointError`."""
+    checkpoints = run / "checkpoints"
+    return checkpoint.newest(checkpoints) or checkpoints / checkpoint.LAST
+
+
 def export(path: Path, out: Path, half: bool = False, encoders: str | None = None) -> None:
     """`half`: weights as 16-bit floats. `encoders`: see `export_animator`. Raises `ExportError` or `CheckpointError`
     where the checkpoint is missing, damaged, of another version, or of neither trainer."""
@@ -100,9 +107,7 @@ def main() -> None:
     single = (run / checkpoint.STATE).is_file()
     out = arguments.out or (run.parent if single else run) / "export"
     try:
-        checkpoints = run / "checkpoints"
-        path = run if single else checkpoint.newest(checkpoints) or checkpoints / checkpoint.LAST
-        export(path, out, arguments.half, arguments.encoders)
+        export(run if single else checkpoint_of(run), out, arguments.half, arguments.encoders)
     except (ExportError, checkpoint.CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -36,13 +36,16 @@ from benchmarks.controlled.tables import load, table
 from benchmarks.controlled.variants import PRESETS, VARIANTS, Preset, Variant
 from benchmarks.results import checkpoint_sha256
 from dex.animation.backends import load_backend
+from dex.checkpoint import CheckpointError
 from dex.data.synthetic.motion import FramingName
+from dex.export import checkpoint_of, export
+from dex.saved import ExportError
 from dex.speed import emulates_bf16, usable_cores
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULTS = Path(__file__).parents[1] / "results" / "controlled"
 ESTIMATOR = "estimator-{}.json"  # beside the results
-ONE_AT_A_TIME = Lock()  # of measuring, which takes all cores
+ONE_AT_A_TIME = Lock()  # of measuring, which takes all cores, and of exports, which turn off warnings of all threads
 RUNS: dict[Path, Lock] = {}  # of a training that several jobs may ask for at once
 
 
@@ -189,7 +192,7 @@ def threads(asked: argparse.Namespace) -> int:
 
 
 def train(asked: argparse.Namespace, run: Path, variant: Variant, seed: int) -> None:
-    """In a process of its own, which goes on where an earlier one stopped; then the export. Raises `RunError`."""
+    """In a process of its own, which goes on where an earlier one stopped; then the export, here. Raises `RunError`."""
     change = {
         "seed_everything": seed,
         "model.init_args.seed": seed,
@@ -209,20 +212,21 @@ def train(asked: argparse.Namespace, run: Path, variant: Variant, seed: int) -> 
     arguments = [*(f"--config={CONFIGS / name}" for name in configs), *arguments]
     run.mkdir(parents=True, exist_ok=True)
     log = run / "output.log"
-    for command in (
-        ["dex.fit", *arguments, "--run", str(run)],
-        ["dex.export", str(run)],
-    ):
-        with log.open("ab") as out:
-            done = subprocess.run(
-                [sys.executable, "-m", *command],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads(asked))},
-                check=False,
-            )
-        if done.returncode:
-            raise RunError(f"{run}: python -m {command[0]} ended with {done.returncode}; its output is in {log}")
+    with log.open("ab") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "dex.fit", *arguments, "--run", str(run)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads(asked))},
+            check=False,
+        )
+    if done.returncode:
+        raise RunError(f"{run}: python -m dex.fit ended with {done.returncode}; its output is in {log}")
+    try:
+        with ONE_AT_A_TIME:
+            export(checkpoint_of(run), run / "export")
+    except (ExportError, CheckpointError, OSError) as error:
+        raise RunError(f"{run}: trained, not exported: {error}") from error
 
 
 def make_references(asked: argparse.Namespace) -> None:
