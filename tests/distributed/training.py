@@ -9,7 +9,7 @@ folder, and optionally
     same_noise  false: every rank's noise is its own, as outside of tests; else all have the same
     resume      a checkpoint to begin with
     every       steps between two checkpoints; there is one at the end in any case
-    validate    batches of validation, every two steps
+    validate    batches of validation, every three steps
     monitor     true: every two steps and at the end, and previews with it
     eps         of Adam
     precision   Lightning's
@@ -230,7 +230,7 @@ def main(asked: dict[str, Any]) -> None:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=asked.get("validate", 0),
-        val_check_interval=2,
+        val_check_interval=3,
         check_val_every_n_epoch=None,
         default_root_dir=folder,
         use_distributed_sampler=False,
