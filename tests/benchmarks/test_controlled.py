@@ -38,9 +38,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     content["trainer"] |= {"max_steps": 2, "val_check_interval": 2}
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(content))
-    preset = Preset((str(config),), (), (0,), ("everything", "joint-motion-code"), tuples=2, identities=5)
+    variants = ("everything", "joint-motion-code")
+    preset = Preset((str(config),), (), (0,), variants, tuples=2, identities=5, strata=STRATA[:1])
     monkeypatch.setattr(controlled, "PRESETS", {"tiny": preset})
-    monkeypatch.setattr("benchmarks.controlled.measuring.STRATA", STRATA[:1])
     questions_of.cache_clear()
     return argparse.Namespace(
         preset="tiny",
