@@ -20,6 +20,7 @@ from data_prep.settings import FPS, Settings
 from data_prep.staging import Staging, StagingError
 from dex import weights
 from dex.data.shards import ShardError, StoredClip, packed_clips, write_shards
+from dex.files import remove_left
 
 Part = tuple[int, int]  # (i, N): the i-th of N parts, counted from 1
 
@@ -78,8 +79,7 @@ def merge(parts: Sequence[Path], out: Path, incomplete: bool = False) -> str:
 
 
 def _publish(out: Path, clips: list[StoredClip], records: list[Record], begun_with: dict) -> str:
-    for left in out.glob(".*.tmp"):  # of a run that was killed while writing
-        left.unlink(missing_ok=True)
+    remove_left(out)
     if clips:
         write_shards(clips, out)
         report.draw_contact_sheet(out / "contact_sheet.png", clips)

@@ -26,7 +26,7 @@ from dex.data.clips import DAMAGE, OpenClip
 from dex.data.latents import FOLDER, DamagedClipError, LatentHeader, latent_file, write_latents
 from dex.data.reading import Tally, read_units
 from dex.data.shards import Shard, ShardError, ShardIndex, StoredClip
-from dex.files import file_sha256
+from dex.files import file_sha256, remove_left
 
 _PICTURES = 16  # decoded and encoded at a time
 
@@ -113,6 +113,7 @@ def make_latents(shards: Path, out: Path, codec: Codec, size: int | None, half: 
     out.mkdir(parents=True, exist_ok=True)
     left_out: list[str] = []
     with _held(out):
+        remove_left(out, "*.safetensors*")
         todo = [shard for shard in index.shards if not encoder.is_done(shard)]
         with tqdm(total=sum(shard.frames for shard in todo), desc="encode", unit="frame", smoothing=0.0) as bar:
             for shard in todo:

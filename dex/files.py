@@ -23,6 +23,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_left(folder: Path, pattern: str = "*") -> None:
+    """Deletes what processes that were killed have left of `replacing` files of names like `pattern`. Not while another
+    process writes there."""
+    for left in folder.glob(f".{pattern}.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """`path` is either the old file or the whole new one."""
     with replacing(path) as temporary:

@@ -131,7 +131,8 @@ def test_a_second_run_goes_on(shards: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(whole) > 1
     lost = sorted(whole)[1]
     (shards / "latents" / lost).unlink()
-    (shards / "latents" / f".{lost}.tmp").write_bytes(b"torn")
+    torn = shards / "latents" / f".{lost}.4711.tmp"  # of a process that was killed
+    torn.write_bytes(b"torn")
     with pytest.raises(ShardError, match=f"no latents of {Path(lost).stem}.tar. Run `python -m data_prep.latents"):
         data(shards)
     assert run(shards, "--codec", CODEC) == 0
@@ -139,7 +140,7 @@ def test_a_second_run_goes_on(shards: Path, capsys: pytest.CaptureFixture[str]) 
     after = states(shards / "latents")
     assert {name: state[1] for name, state in after.items()} == {name: state[1] for name, state in whole.items()}
     assert [name for name in after if after[name] != whole[name]] == [lost]
-    assert not (shards / "latents" / f".{lost}.tmp").exists()
+    assert not torn.exists()
 
 
 def test_changed_shards_are_refused_and_mended_by_the_command(shards: Path) -> None:
