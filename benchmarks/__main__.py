@@ -174,8 +174,10 @@ def baselines(options: argparse.Namespace) -> None:
         if is_defined(name, manifest, material)
     }
 
+    wanted = file_sha256(path)
+
     def is_there(row: Path) -> bool:
-        return row.is_file() and Result.load(row).content["dataset"]["manifest_sha256"] == file_sha256(path)
+        return row.is_file() and Result.load(row).content["dataset"]["manifest_sha256"] == wanted
 
     if missing := [name for name, row in rows.items() if not is_there(row)]:
         with _extractors(options) as extractors:

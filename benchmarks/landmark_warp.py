@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from scipy.interpolate import RBFInterpolator
 
-from benchmarks.material import Frames
+from benchmarks.material import Frames, each_once
 from dex.faces.detect import FaceTracker
 from dex.faces.pose_labels import RIGID
 
@@ -37,10 +37,9 @@ class LandmarkWarp:
         self._tracker.close()
 
     def animate(self, source: Frames, pose: Frames, expression: Frames) -> Frames:
-        seen = {id(frames): frames for frames in (source, pose, expression)}  # of one span once
-        found = {key: self._landmarks(frames) for key, frames in seen.items()}
-        own, made = found[id(source)][0], [source[0]]
-        for p, e in zip(found[id(pose)], found[id(expression)], strict=True):
+        (own, *_), poses, expressions = each_once(self._landmarks, source, pose, expression)
+        made = [source[0]]
+        for p, e in zip(poses, expressions, strict=True):
             if own is None or p is None or e is None:
                 made.append(made[-1])
             else:

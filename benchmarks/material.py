@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -19,6 +20,8 @@ from dex.data.synthetic.splits import identity_seed
 from dex.video import ClipReader, VideoError
 
 Frames = Shaped[np.ndarray, "F H W 3"]
+Given = TypeVar("Given")
+Done = TypeVar("Done")
 SYNTHETIC_FPS = 10.0  # slow: sixteen frames then see the head turn and the mouth speak
 SYNTHETIC_FRAMES = 17
 
@@ -121,6 +124,12 @@ class ShardClips:
 
 def clip_of(stored: StoredClip) -> Clip:
     return Clip(stored.meta.key, stored.meta.identity, hashlib.sha256(stored.members["mp4"]()).hexdigest())
+
+
+def each_once(work: Callable[[Given], Done], *given: Given) -> list[Done]:
+    """`work` of each object, once where one comes again, as the frames of a span do that drives pose and expression."""
+    done = {key: work(one) for key, one in {id(one): one for one in given}.items()}
+    return [done[id(one)] for one in given]
 
 
 def open_material(manifest: Manifest, shards: Path | None) -> SyntheticClips | ShardClips:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks.manifest import Manifest, Pair
-from benchmarks.material import Frames, Material, edited
+from benchmarks.material import Frames, Material, each_once, edited
 from benchmarks.results import checkpoint_sha256
 from dex.animation.backends import Backend, load_backend, to_network
 
@@ -112,11 +112,9 @@ class CheckpointMethod:
 
     def animate(self, source: Frames, pose: Frames, expression: Frames) -> Frames:
         size, wanted = self._backend.size, source.shape[1]
-        seen = {id(frames): frames for frames in (source, pose, expression)}  # of one span once
-        given = {key: to_network(_resized(frames, size)) for key, frames in seen.items()}
-        read = {key: self._read(pictures) for key, pictures in given.items()}
-        driving = zip(read[id(pose)][0], read[id(expression)][1], strict=True)
-        made = self._backend.animate(given[id(source)][0], read[id(source)][0][0], driving)
+        given = each_once(lambda frames: to_network(_resized(frames, size)), source, pose, expression)
+        (at, _), (poses, _), (_, codes) = each_once(self._read, *given)
+        made = self._backend.animate(given[0][0], at[0], zip(poses, codes, strict=True))
         return np.stack(_resized(list(made), wanted))
 
     def _read(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -169,14 +169,12 @@ def verify(
         done.append(f"{path}: influence, leaks and selectivity are those of its pairs")
     if videos is not None and extractors is not None:
         content = result.content
-        manifest_file = find(protocol)
+        manifest_file, manifest, material = open_protocol(protocol, shards)
         if file_sha256(manifest_file) != content["dataset"]["manifest_sha256"]:
             raise ResultError(f"{path}: was scored with another manifest, {content['dataset']['manifest_sha256']}")
-        manifest = Manifest.load(manifest_file)
         if hash_videos(videos, manifest) != content["preprocessing"]["videos_sha256"]:
             raise ResultError(f"{videos}: are not the videos of {path}, their hash differs")
-        truth = Truth(manifest, open_material(manifest, shards), extractors)
-        again = score(videos, manifest_file, truth, content["model"], [])
+        again = score(videos, manifest_file, Truth(manifest, material, extractors), content["model"], [])
         for entry in content["metrics"]:
             found = again.metric(entry["id"])
             if found is None or not _same(found["value"], entry["value"]):

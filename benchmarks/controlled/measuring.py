@@ -67,7 +67,8 @@ class Questions:
         if own is None:
             own = {name: cross_talk(tuples, usable_cores()) for name, tuples in sets.items()}
             record.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(record, (json.dumps({"questions": asked, "own": own}, indent=1) + "\n").encode())
+            known = {"questions": asked, "reader": SHA256, "own": own}
+            write_atomic(record, (json.dumps(known, indent=1) + "\n").encode())
         return cls(sets, own, faces, asked)
 
 
@@ -79,16 +80,14 @@ def described(preset: Preset, size: int, framing: FramingName) -> dict[str, Any]
 
 def recorded(record: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
     """The estimator's own figures, None without a record. Raises ValueError for a record of other questions than those
-    `asked`: the results beside it are of those too, and no table has both."""
+    `asked`, or of another reader's answers: the results beside it are of those too, and no table has both."""
     if not record.is_file():
         return None
     known = json.loads(record.read_text())
-    if known["questions"] != asked:
-        other = [f"{key} {known['questions'].get(key)}" for key in asked if known["questions"].get(key) != asked[key]]
-        wanted = [f"{key} {value}" for key, value in asked.items() if known["questions"].get(key) != value]
-        raise ValueError(
-            f"{record}: the results beside it are of {', '.join(other)}, not {', '.join(wanted)}. Name another --out"
-        )
+    found, wanted = known["questions"] | {"reader": known["reader"]}, {**asked, "reader": SHA256}
+    if differ := [key for key in wanted if found.get(key) != wanted[key]]:
+        theirs, ours = (", ".join(f"{key} {of.get(key)}" for key in differ) for of in (found, wanted))
+        raise ValueError(f"{record}: the results beside it are of {theirs}, not {ours}. Name another --out")
     return known["own"]
 
 
@@ -167,7 +166,7 @@ def squares(result: Result, stratum: str = "") -> Float[np.ndarray, "N 6"]:
     return np.array([[values[name] for name in SQUARES] for values in rows])
 
 
-ESTIMATOR = Source("dex.reading", SHA256, "Apache-2.0")
+READ_BY = Source("dex.reading", SHA256, "Apache-2.0")
 _READER = "fit_and_network.v1"  # `dex.reading.estimate`; another version when it reads differently
 # Figures of `dex.reading` by the names of metrics; what is better only where more or less alone is a merit.
 KEYS: dict[str, tuple[str, str]] = {
@@ -204,7 +203,7 @@ def entry(
     """A metric of a result file."""
     of_tuples = metric(metric_id(key, stratum), value, "of the whole set", n, unit="", better=KEYS[key][1])
     if _READER in KEYS[key][0]:
-        of_tuples["extractor"] = vars(ESTIMATOR)
+        of_tuples["extractor"] = vars(READ_BY)
     if interval:
         of_tuples |= {"ci95": list(interval), "ci_method": f"BCa bootstrap over tuples, {RESAMPLES} resamples"}
     return of_tuples | {"note": note or None}

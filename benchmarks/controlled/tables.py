@@ -31,8 +31,12 @@ def load(folder: Path, preset: str) -> list[Result]:
 # What is compared with what
 COMPARED = {
     "everything": (
-        *("no-pose-augmentation", "no-image-transforms", "no-second-camera"),
-        *("no-expression-augmentation", "no-augmentation", "joint-motion-code"),
+        "no-pose-augmentation",
+        "no-image-transforms",
+        "no-second-camera",
+        "no-expression-augmentation",
+        "no-augmentation",
+        "joint-motion-code",
     ),
     "no-augmentation": ("joint-motion-code",),  # which differ in nothing else
     "animator": ("no-ray-map", "no-reference-warping", "standard-guidance", "progressive-0", "progressive-10"),
@@ -54,15 +58,8 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         by_name.setdefault(result.method, []).append(result)
     order = [name for name in (*VARIANTS, *REFERENCES) if name in by_name]
-    head = [
-        "",
-        "",
-        "seeds",
-        *FRONT,
-        "S of each seed",
-        *BEHIND.values(),
-        *(f"S at yaw {stratum}°" for stratum in STRATA),
-    ]
+    head = ["", "", "seeds", *FRONT, "S of each seed", *BEHIND.values()]
+    head += [f"S at yaw {stratum}°" for stratum in STRATA]
     lines = [line(head), line(["---"] * len(head)), *(line(row(name, by_name[name])) for name in order)]
     lines += ["", line(["gain of", *NAMES]), line(["---"] * (1 + len(NAMES)))]
     for name in order:

@@ -38,7 +38,7 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "everything": Variant("a", "the method"),
     "no-pose-augmentation": Variant("b", "without pose augmentation", change=_NO_POSE_AUGMENTATION),
-    "no-image-transforms": Variant("b1", "without the transforms of it alone", change=_UNMOVED),
+    "no-image-transforms": Variant("b1", "without its transforms alone", change=_UNMOVED),
     "no-second-camera": Variant("b2", "without its second camera alone", change=_ONE_CAMERA),
     "no-expression-augmentation": Variant("c", "without expression augmentation", change=_NO_EXPRESSION_AUGMENTATION),
     "no-augmentation": Variant("d", "without both", change=_NO_POSE_AUGMENTATION | _NO_EXPRESSION_AUGMENTATION),

@@ -31,6 +31,7 @@ from dex.reading.tuples import EDITS, Asked, Faces, Tuples, parts
 
 MATRIX = ("I_pp", "I_ee", "I_pe", "I_ep")
 AT_ONCE = 16  # tuples, or pictures to encode
+LEAST_FACES = 1000  # for the ceiling of `leakage`
 _STILL = 1e-4  # deviation of a component that does not vary: radians, normalised units, nats
 
 # (source, pose driver, expression driver) → outputs; codes of pictures. All (N, 3, H, W) in [-1, 1]
@@ -203,9 +204,6 @@ def probes(codes: Float[Tensor, "N E"], faces: Faces) -> dict[str, float]:
         "probe_r2/identity_from_expression": identity,
         "code_deviation": float(codes.std(dim=0).mean()),
     }
-
-
-LEAST_FACES = 1000  # for the ceiling of `leakage`
 
 
 def leakage(codes: Float[Tensor, "N E"], faces: Faces) -> dict[str, float]:

@@ -58,8 +58,7 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"error: {error}")
     print(compared(network))
-    found = hashlib.sha256(content).hexdigest()
-    print(f"{asked.out}: {len(content)} bytes, sha256 {found}")
+    print(f"{asked.out}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
     print(f"To use it: copy it to {WEIGHTS}, set SHA256 in regressor.py beside it, then python -m dex.reading --write")
 
 

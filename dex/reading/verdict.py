@@ -75,7 +75,7 @@ _RULES = (
 def alarms(figures: Mapping[str, float]) -> list[Alarm]:
     """What is wrong, of the figures that there are; one that is not a finite number always is."""
     found = [
-        Alarm(name, f"{value}", "look at the losses of the last steps")
+        Alarm(name, str(value), "look at the losses of the last steps")
         for name, value in figures.items()
         if not math.isfinite(value)
     ]
