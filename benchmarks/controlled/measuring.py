@@ -84,7 +84,7 @@ def recorded(record: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, floa
     if not record.is_file():
         return None
     known = json.loads(record.read_text())
-    found, wanted = known["questions"] | {"reader": known["reader"]}, {**asked, "reader": SHA256}
+    found, wanted = known["questions"] | {"reader": known.get("reader")}, {**asked, "reader": SHA256}
     if differ := [key for key in wanted if found.get(key) != wanted[key]]:
         theirs, ours = (", ".join(f"{key} {of.get(key)}" for key in differ) for of in (found, wanted))
         raise ValueError(f"{record}: the results beside it are of {theirs}, not {ours}. Name another --out")

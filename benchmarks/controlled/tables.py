@@ -39,6 +39,7 @@ COMPARED = {
         "joint-motion-code",
     ),
     "no-augmentation": ("joint-motion-code",),  # which differ in nothing else
+    "fading-labels": ("fading-labels-no-expression-augmentation",),
     "animator": ("no-ray-map", "no-reference-warping", "standard-guidance", "progressive-0", "progressive-10"),
 }
 FRONT = ("I_pp", "I_ee", "I_pe", "I_ep", "S")

@@ -16,6 +16,12 @@ _NO_POSE_AUGMENTATION = _UNMOVED | _ONE_CAMERA
 _NO_EXPRESSION_AUGMENTATION = {
     f"model.init_args.expression_augmentation.{name}": 0 for name in ("warp", "mask_probability")
 }
+# Nearer to the paper, which has no labels: they teach first, then pictures alone, by the warps of the encoder's poses.
+_FADING_LABELS = {
+    "model.init_args.loss.anchor_floor": 0,
+    "model.init_args.loss.anchor_half_life": 500,
+    "model.init_args.optimisation.teacher_poses": 1000,
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,10 @@ VARIANTS: dict[str, Variant] = {
         "e",
         "one code for pose and expression",
         change=_NO_POSE_AUGMENTATION | _NO_EXPRESSION_AUGMENTATION | {"model.init_args.network.joint_code": True},
+    ),
+    "fading-labels": Variant("a1", "the method, labels fading", change=_FADING_LABELS),
+    "fading-labels-no-expression-augmentation": Variant(
+        "c1", "labels fading, without expression augmentation", change=_FADING_LABELS | _NO_EXPRESSION_AUGMENTATION
     ),
     "animator": Variant("a2", "stage 2, the method", stage=2),
     "no-ray-map": Variant("f", "stage 2 without ray map", stage=2, change={"model.init_args.network.ray_map": False}),

@@ -283,6 +283,9 @@ def test_results_of_other_questions_stay_apart(tmp_path: Path, refused: Called, 
     (tmp_path / record.name).write_bytes(record.read_bytes())
     said = refused("controlled.__main__", "--preset", "small", "--out", tmp_path, "--tuples", 128)
     assert "the results beside it are of tuples 64, strata" in said
+    old = {key: value for key, value in json.loads(record.read_text()).items() if key != "reader"}  # of an earlier version
+    (tmp_path / record.name).write_text(json.dumps(old))
+    assert "are of reader None, not" in refused("controlled.__main__", "--preset", "small", "--out", tmp_path)
     assert not commands
     assert "--tuples 1: need at least 2" in refused("controlled.__main__", "--preset", "small", "--tuples", 1)
     said = refused("controlled.__main__", "--preset", "long", "--only", "animator", "--out", tmp_path)
@@ -328,5 +331,6 @@ def test_presets_and_their_changes_are_settings_of_dex_fit(preset: str, tmp_path
         else:
             assert module.joint_code == (name == "joint-motion-code")
             assert (module.pose_augmentation.rotation == 0) == (variant.letter in ("b", "b1", "d", "e"))
-            assert (module.expression_augmentation.warp == 0) == (variant.letter in ("c", "d", "e"))
+            assert (module.expression_augmentation.warp == 0) == (variant.letter in ("c", "c1", "d", "e"))
+            assert (module.optimisation.teacher_poses == 1000) == (variant.letter in ("a1", "c1"))
             assert cli.datamodule.second_view == (variant.letter not in ("b", "b2", "d", "e"))
