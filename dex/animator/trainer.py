@@ -12,27 +12,27 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.models.resnet import ResnetBlock2D
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from dex.animator import pictures
+from dex.animator import losses, pictures
 from dex.animator.base import load_base
 from dex.animator.blocks import DenoisingBlock, ReferenceBlock
 from dex.animator.codec import Codec, CodecError, SpaceToDepth, decode_frames, load_codec
 from dex.animator.conditions import Conditions
 from dex.animator.config import AnimatorConfig
 from dex.animator.evaluation import AnimatorEvaluation, report
+from dex.animator.losses import DiffusionLoss
 from dex.animator.sampler import NOISE_SCHEDULE, ZERO_TERMINAL_SNR, SamplerSettings, from_schedule, sample
 from dex.animator.storage import load_animator
 from dex.animator.unet import AnimatorUNet, stages
 from dex.batch import Batch
 from dex.motion.encoders import Encoders, check_trained_on, encoders_hash, fingerprint, load_encoders
 from dex.motion.generator import expression_input
-from dex.motion.losses import masked_mean, own_feature_loss, region_masks
+from dex.motion.losses import own_feature_loss
 from dex.muon import Muon
 from dex.saved import ExportError, check_same_network
 from dex.sharding import check_whole, fewest, shard
@@ -83,43 +83,6 @@ class AnimatorOptimisation:
         if self.muon and self.weight_decay:
             raise ValueError(
                 f"optimisation: muon knows no weight decay; weight_decay is {self.weight_decay}, set it to 0"
-            )
-
-
-@dataclass(frozen=True)
-class DiffusionLoss:
-    """‖ε − ε_θ(z_t, c; t)‖², and how often conditions are left out so that guidance has something to compare with.
-
-    `prediction` (in the words of diffusers' schedulers) "v_prediction" has the network estimate v = α ε − σ z_0 instead
-    (Salimans & Ho 2022, sec. 4), "sample" z_0 itself: the one way for latents of many channels, since a narrow network
-    cannot hand their noise through (Li & He 2025, arXiv:2511.13720) **(ours)**.
-    """
-
-    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    schedule: Literal["stable_diffusion", "zero_terminal_snr"] = "stable_diffusion"  # see `dex.animator.sampler`
-    min_snr: float = 0.0  # γ of min-SNR weighting (Hang et al. 2023), usually 5; 0: none, as in the paper
-    drop_expression: float = 0.1  # share of samples without expression (ours)
-    drop_all: float = 0.05  # share of samples without pose, reference and expression (ours)
-    # For training from nothing (ours). "rising": a time step is drawn the more often the more noise it has, which is
-    # where pose and expression must be told by the conditions since z_t does not show them.
-    timesteps: Literal["uniform", "rising"] = "uniform"
-    # The error again on face, eyes and mouth, each as a mean over its own region, as in stage 1's loss.
-    region_face: float = 0.0
-    region_eyes: float = 0.0
-    region_mouth: float = 0.0
-    # What the expression encoder sees in the face of ẑ_0, decoded, against what it sees in the target's: as in stage 1.
-    own_features: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.schedule == "zero_terminal_snr" and self.prediction == "epsilon":
-            raise ValueError(
-                "loss: schedule zero_terminal_snr with prediction epsilon: at its end ε says nothing of the picture; "
-                "set loss.prediction to v_prediction or sample"
-            )
-        if self.own_features and self.prediction != "sample":
-            raise ValueError(
-                f"loss: own_features looks at the network's estimate of the picture, and prediction is "
-                f"{self.prediction}; set loss.prediction to sample"
             )
 
 
@@ -307,7 +270,8 @@ class Animator(L.LightningModule):
         source, driving = self.latents(batch)
         conditions = self.dropped(self.conditions(batch, source, self.optimisation.teacher_poses), random)
         denoised = self.denoise(driving, conditions, random, self.loss.timesteps)
-        terms = {"denoising": denoised.error.mean(), **self.region_errors(denoised.error, batch.driving_region)}
+        regions = losses.region_errors(self.loss, denoised.error, batch.driving_region)
+        terms = {"denoising": denoised.error.mean(), **regions}
         if self.loss.own_features:
             terms["own_features"] = self.own_feature_loss(denoised.estimate, conditions.driving_pose, batch.driving)
         check_finite(self, {f"loss/{name}": term for name, term in terms.items()}, batch)
@@ -405,26 +369,10 @@ class Animator(L.LightningModule):
             t = t.maximum(torch.randint(count, (len(latent),), generator=random, device=latent.device))
         noisy = self.noising.add_noise(latent, noise, t)
         estimate = self.network(noisy, t, conditions, temporal=self.phase == "video")
-        match self.loss.prediction:
-            case "epsilon":
-                wanted = noise
-            case "v_prediction":
-                wanted = self.noising.get_velocity(latent, noise, t)
-            case "sample":
-                wanted = latent
-        error = (estimate.float() - wanted).square() * self.snr_weight(t)[:, None, None, None, None]
+        wanted = losses.wanted(self.loss.prediction, self.noising, latent, noise, t)
+        weight = losses.snr_weight(self.loss, self.noising.alphas_cumprod.to(t.device)[t])
+        error = (estimate.float() - wanted).square() * weight[:, None, None, None, None]
         return Denoised(estimate, error)
-
-    def region_errors(
-        self, error: Float[Tensor, "B F c h w"], region: Int[Tensor, "B F H W"]
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Means of a squared error over the regions that the loss names, by its names. A latent's cell belongs to a
-        region as much as its pixels do."""
-        cells, (height, width) = error.mean(dim=2).flatten(0, 1), error.shape[-2:]
-        return {
-            name: masked_mean(cells, F.adaptive_avg_pool2d(mask, (height, width)))
-            for name, mask in region_masks(self.loss, region.flatten(0, 1)).items()
-        }
 
     def own_feature_loss(
         self,
@@ -439,15 +387,6 @@ class Animator(L.LightningModule):
             for picture in pictures
         )
         return own_feature_loss(self.encoders["expression_encoder"], *seen)
-
-    def snr_weight(self, t: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """min(SNR, γ) for z_0, / SNR for ε, / (SNR + 1) for v (Hang et al. 2023); 1 with γ = 0."""
-        if not self.loss.min_snr:
-            return torch.ones_like(t, dtype=torch.float32)
-        alpha = self.noising.alphas_cumprod.to(t.device)[t]
-        snr = alpha / (1 - alpha)
-        divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.loss.prediction]
-        return snr.clamp_max(self.loss.min_snr) / divisor
 
     # ---- validation --------------------------------------------------------------------------------------------------
 

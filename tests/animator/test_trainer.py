@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from dex import checkpoint
 from dex.animation.backends import load_backend
+from dex.animator.losses import DiffusionLoss
 from dex.animator.sampler import SamplerSettings
 from dex.animator.storage import load_animator
-from dex.animator.trainer import Animator, AnimatorOptimisation, DiffusionLoss
-from dex.batch import EYES, HEAD, MOUTH, Batch, to_float
+from dex.animator.trainer import Animator, AnimatorOptimisation
+from dex.batch import MOUTH, Batch, to_float
 from dex.callbacks.checkpoints import Checkpoints
 from dex.checkpoint import stored
 from dex.data.synthetic.module import SyntheticHeads
@@ -224,18 +225,6 @@ def test_without_base_weights_conditions_count_from_the_first_step(encoders: Pat
             assert (difference.abs().max() > 1e-2) == differs
 
 
-def test_min_snr_weights_are_the_papers(encoders: Path) -> None:
-    """Hang et al. 2023: min(SNR, γ) on the error of z_0; that of ε is 1 / SNR of it, that of v 1 / (SNR + 1)."""
-    t = torch.tensor([1, 300, 999])
-    beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    alpha = torch.cumprod(1 - beta, 0)[t]
-    snr = alpha / (1 - alpha)
-    for prediction, divisor in (("epsilon", snr), ("v_prediction", snr + 1), ("sample", 1)):
-        module = animator(encoders, loss=DiffusionLoss(prediction=prediction, min_snr=5))
-        torch.testing.assert_close(module.snr_weight(t).double(), snr.clamp_max(5) / divisor, rtol=1e-4, atol=0)
-    assert animator(encoders).snr_weight(t).tolist() == [1, 1, 1]
-
-
 def test_rising_time_steps_are_drawn_in_proportion_to_themselves(encoders: Path, batch: Batch) -> None:
     module = ready(encoders)
     conditions = module.conditions(batch, module.latents(batch)[0])
@@ -255,23 +244,6 @@ def test_rising_time_steps_are_drawn_in_proportion_to_themselves(encoders: Path,
         assert (drawn < 0.5).float().mean().item() == pytest.approx(below_half, abs=0.03)
     module.denoising_error(latent, conditions, random)  # validation is of all alike
     assert seen.pop().float().mean().item() == pytest.approx(500, abs=20)
-
-
-def test_errors_on_regions_are_means_over_them(encoders: Path) -> None:
-    """One wrong cell, of 4×4 pixels, whose middle is an eye: the eye's edge grows by a pixel, as in stage 1."""
-    module = ready(encoders, loss=DiffusionLoss(region_face=1, region_eyes=4))
-    error = torch.zeros(1, 2, 48, 8, 8)
-    error[0, 1, :, 3, 5] = 6.0
-    region = torch.full((1, 2, 32, 32), HEAD)
-    region[0, 1, 13:15, 21:23] = EYES  # with its edge just the cell of the error
-    found = module.region_errors(error, region)
-    assert found["region_eyes"].item() == pytest.approx(6)
-    assert found.keys() == {"region_face", "region_eyes"}
-    region[0, 0, 9:11, 9:11] = MOUTH  # as large, without error: of the face, no eye
-    found = module.region_errors(error, region)
-    assert (found["region_eyes"].item(), found["region_face"].item()) == (pytest.approx(6), pytest.approx(3))
-    assert all(value == 0 for value in module.region_errors(error, torch.full_like(region, HEAD)).values())
-    assert animator(encoders).region_errors(error, region) == {}
 
 
 def test_a_region_counts_as_much_as_it_is_asked_to(encoders: Path, batch: Batch) -> None:

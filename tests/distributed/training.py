@@ -36,8 +36,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dex.animator import trainer as animator_trainer
+from dex.animator.losses import DiffusionLoss
 from dex.animator.sampler import SamplerSettings
-from dex.animator.trainer import Animator, AnimatorOptimisation, DiffusionLoss
+from dex.animator.trainer import Animator, AnimatorOptimisation
 from dex.batch import Batch, to_float
 from dex.callbacks import monitor
 from dex.callbacks.checkpoints import Checkpoints, Preempted
