@@ -50,6 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.disentanglement", description=__doc__)
     parser.add_argument("run", type=Path, help="a run, or a folder of python -m dex.export")
     parser.add_argument("--tuples", type=int, default=64, help="sources, each with two drivers")
+    parser.add_argument(
+        "--drivers", type=int, default=2, help="of each source; of 3 and more all pairs: a factorial grid"
+    )
     parser.add_argument("--stratum", choices=STRATA, help="degrees of the drivers' yaw; all of them if not given")
     parser.add_argument("--framing", choices=FRAMINGS, default="wide", help="how far the head fills the picture")
     parser.add_argument("--seed", type=int, default=0, help="of the tuples, and of the sampler's noise")
@@ -75,13 +78,13 @@ def report(asked: argparse.Namespace) -> None:
     if asked.tuples < 2 or asked.seed < 0:
         raise ValueError(f"--tuples {asked.tuples}, --seed {asked.seed}: need at least 2 and 0")
     backend = load_backend(asked.run, None, None, asked.seed, asked.steps, asked.guidance, asked.delay, asked.blend)
-    tuples = make_tuples(asked.tuples, backend.size, asked.seed, "test", asked.stratum, asked.framing)
+    tuples = make_tuples(asked.tuples, backend.size, asked.seed, "test", asked.stratum, asked.framing, asked.drivers)
     own = cross_talk(tuples, usable_cores())
     cpu, animate = torch.device("cpu"), animate_by(backend)
     found = measure(outputs(animate, tuples, cpu, backend.joint_code), tuples, usable_cores())
     faces = make_faces(2 * PROBED, 8, backend.size, split="test", framing=asked.framing)
     figures = with_leaks(found.figures, own) | of_codes(backend, faces, PROBED)
-    between = intervals_of(squared_distances(found.readings, tuples).T.numpy(), own)
+    between = intervals_of(by_source(squared_distances(found.readings, tuples).T.numpy(), tuples.each), own)
     print(table(figures, between, own))
     if asked.picture:
         save_picture(tuples_picture(tuples, found, 8), asked.picture)
@@ -132,9 +135,14 @@ def animate_by(backend: Backend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return animate
 
 
+def by_source(rows: Float[np.ndarray, "M 6"], each: int) -> Float[np.ndarray, "N 6"]:
+    """Sums over the `each` tuples of a source, which share its drivers and are not independent of each other."""
+    return rows.reshape(-1, each, rows.shape[1]).sum(axis=1)
+
+
 def intervals_of(clusters: Float[np.ndarray, "N 6"], own: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Of the matrix, and of S where the estimator is good enough; `clusters`: `squared_distances` of each tuple, which
-    has three identities of its own."""
+    """Of the matrix, and of S where the estimator is good enough; `clusters`: `squared_distances` of each source, which
+    has drivers of its own."""
 
     def figure(key: str, totals: Float[np.ndarray, "R 6"]) -> Float[np.ndarray, "R"]:
         return with_leaks(influence_of(torch.from_numpy(totals)), own)[key]

@@ -64,6 +64,12 @@ def main() -> None:
     parser.add_argument(
         "--tuples", type=int, metavar="N", help="measured on, of poses as in training alone; with an --out of its own"
     )
+    parser.add_argument(
+        "--drivers",
+        type=int,
+        metavar="D",
+        help="of each source in place of 2: all pairs, a grid; with an --out of its own",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/controlled"), help="folder of the trainings")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time, which share the cores")
@@ -82,8 +88,8 @@ def main() -> None:
 def make_all(asked: argparse.Namespace) -> None:
     """Every result that is not there yet; stage 2 after stage 1, which it stands on."""
     preset, size, framing, record = asked_of_all(asked)
-    if preset.tuples < 2:
-        raise ValueError(f"--tuples {preset.tuples}: need at least 2")
+    if preset.tuples < 2 or preset.drivers < 2:
+        raise ValueError(f"--tuples {preset.tuples}, --drivers {preset.drivers}: need at least 2")
     recorded(record, described(preset, size, framing))  # before hours of training, not after
     names = asked.only or preset.variants
     if not preset.animator and (second := [name for name in names if VARIANTS[name].stage == 2]):
@@ -144,7 +150,10 @@ def command_of(asked: argparse.Namespace, model: Mapping[str, Any]) -> list[str]
         command += ["--only", model["name"], "--seeds", str(model["seed"])]
     if asked.encoders and VARIANTS[model["name"]].stage == 2:
         command += ["--encoders", model["config"]["init_args"]["encoders"]]
-    return command if asked.tuples is None else [*command, "--tuples", str(asked.tuples)]
+    for name in ("tuples", "drivers"):
+        if (value := getattr(asked, name)) is not None:
+            command += [f"--{name}", str(value)]
+    return command
 
 
 def config_of(run: Path, runs: Path) -> dict[str, Any]:
@@ -179,7 +188,8 @@ def asked_of_all(asked: argparse.Namespace) -> tuple[Preset, int, FramingName, P
     data: dict[str, Any] = {}
     for name in preset.motion:
         data |= yaml.safe_load((CONFIGS / name).read_text()).get("data", {}).get("init_args", {})
-    preset = preset if asked.tuples is None else replace(preset, tuples=asked.tuples, strata=())
+    given = {name: value for name in ("tuples", "drivers") if (value := getattr(asked, name)) is not None}
+    preset = replace(preset, **given, strata=()) if given else preset
     return preset, data["size"], data.get("framing", "wide"), asked.out / ESTIMATOR.format(asked.preset)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.controlled.variants import Preset
-from benchmarks.disentanglement import animate_by, intervals_of, of_codes
+from benchmarks.disentanglement import animate_by, by_source, intervals_of, of_codes
 from benchmarks.manifest import sha256_of
 from benchmarks.results import SCHEMA, Result, environment, git_state, metric
 from dex.animation.backends import Backend, device
@@ -60,7 +60,8 @@ class Questions:
         written where it is missing. Raises ValueError where it is of other questions."""
         asked = described(preset, size, framing)
         sets = {
-            name: make_tuples(preset.tuples, size, 0, "test", name or None, framing) for name in ("", *preset.strata)
+            name: make_tuples(preset.tuples, size, 0, "test", name or None, framing, preset.drivers)
+            for name in ("", *preset.strata)
         }
         faces = make_faces(2 * preset.identities, 8, size, 0, "test", framing)
         own = recorded(record, asked)
@@ -75,7 +76,8 @@ class Questions:
 def described(preset: Preset, size: int, framing: FramingName) -> dict[str, Any]:
     """What is asked of every variant of a preset."""
     of = {"generator": GENERATOR, "size": size, "framing": framing, "tuples": preset.tuples, "split": "test"}
-    return of | {"identities": preset.identities, "strata": list(preset.strata)}
+    grid = {} if preset.drivers == 2 else {"drivers": preset.drivers}  # then `tuples` counts the sources
+    return of | {"identities": preset.identities, "strata": list(preset.strata)} | grid
 
 
 def recorded(record: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
@@ -85,7 +87,7 @@ def recorded(record: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, floa
         return None
     known = json.loads(record.read_text())
     found, wanted = known["questions"] | {"reader": known.get("reader")}, {**asked, "reader": SHA256}
-    if differ := [key for key in wanted if found.get(key) != wanted[key]]:
+    if differ := [key for key in found | wanted if found.get(key) != wanted.get(key)]:
         theirs, ours = (", ".join(f"{key} {of.get(key)}" for key in differ) for of in (found, wanted))
         raise ValueError(f"{record}: the results beside it are of {theirs}, not {ours}. Name another --out")
     return known["own"]
@@ -116,7 +118,7 @@ def result_of(
         tuples, own = questions.sets[name], questions.own[name]
         found = measure(made[name], tuples, usable_cores())
         sums = squared_distances(found.readings, tuples).T.numpy()
-        between = intervals_of(sums, own)
+        between = intervals_of(by_source(sums, tuples.each), own)
         figures = with_leaks(found.figures, own) | ({} if name else dict(codes))
         entries += [
             entry(key, name, value, len(tuples), between.get(key))
@@ -126,8 +128,8 @@ def result_of(
         if "S" not in figures:
             entries.append(entry("S", name, None, len(tuples), None, f"not measurable: {why_not(own)}"))
         for number, values in enumerate(sums.tolist()):
-            which = f"{name or 'all'}/{number}"
-            pairs.append({"id": which, "identity": which, "values": dict(zip(SQUARES, values, strict=True))})
+            which, whose = (f"{name or 'all'}/{of}" for of in (number, number // tuples.each))
+            pairs.append({"id": which, "identity": whose, "values": dict(zip(SQUARES, values, strict=True))})
     content = {
         "schema": SCHEMA,
         "id": "",
@@ -164,6 +166,13 @@ def squares(result: Result, stratum: str = "") -> Float[np.ndarray, "N 6"]:
     """Squared distances of the tuples with poses as in training, or of a stratum of yaw."""
     rows = [pair["values"] for pair in result.pairs if pair["id"].startswith(f"{stratum or 'all'}/")]
     return np.array([[values[name] for name in SQUARES] for values in rows])
+
+
+def squares_of_sources(result: Result) -> Float[np.ndarray, "N 6"]:
+    """Their sums over the tuples of each source, poses as in training."""
+    sources = {pair["identity"] for pair in result.pairs if pair["id"].startswith("all/")}
+    rows = squares(result)
+    return by_source(rows, len(rows) // len(sources))
 
 
 READ_BY = Source("dex.reading", SHA256, "Apache-2.0")
@@ -205,7 +214,7 @@ def entry(
     if _READER in KEYS[key][0]:
         of_tuples["extractor"] = vars(READ_BY)
     if interval:
-        of_tuples |= {"ci95": list(interval), "ci_method": f"BCa bootstrap over tuples, {RESAMPLES} resamples"}
+        of_tuples |= {"ci95": list(interval), "ci_method": f"BCa bootstrap over sources, {RESAMPLES} resamples"}
     return of_tuples | {"note": note or None}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from benchmarks.controlled.measuring import REFERENCES, SQUARES, metric_id, squares
+from benchmarks.controlled.measuring import REFERENCES, SQUARES, metric_id, squares, squares_of_sources
 from benchmarks.controlled.variants import VARIANTS
 from benchmarks.results import Result, ResultError
 from dex.data.synthetic.controls import NAMES
@@ -53,7 +53,7 @@ BEHIND = {
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: a row a variant, means over its seeds, with 95 % intervals over tuples; then the gain of each control,
+    """Markdown: a row a variant, means over its seeds, with 95 % intervals over sources; then the gain of each control,
     and differences at equal seeds."""
     by_name: dict[str, list[Result]] = {}
     for result in results:
@@ -86,15 +86,19 @@ def row(name: str, results: Sequence[Result]) -> list[str]:
 
 
 def pooled(results: Sequence[Result]) -> list[tuple[float | None, tuple[float, float] | None]]:
-    """`FRONT`, means over seeds, with intervals over tuples."""
-    own, sums = results[0].content["estimator"][""], np.concatenate([squares(result) for result in results], axis=1)
+    """`FRONT`, means over seeds, with intervals over sources, of which each has its tuples."""
+    own, sums = results[0].content["estimator"][""], sources_side_by_side(results)
     return [with_interval(sums, partial(seed_mean, key, own)) for key in FRONT]
+
+
+def sources_side_by_side(results: Sequence[Result]) -> Float[np.ndarray, "N 6n"]:
+    return np.concatenate([squares_of_sources(result) for result in results], axis=1)
 
 
 def with_interval(
     rows: Float[np.ndarray, "N M"], statistic: Callable[[Float[np.ndarray, "R M"]], Float[np.ndarray, "R"]]
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """Of the sums over tuples; None where it is not measurable."""
+    """Of the sums of `rows`; None where it is not measurable."""
     (value,) = statistic(rows.sum(axis=0, keepdims=True))
     return (None, None) if np.isnan(value) else (float(value), bca(rows, statistic))
 
@@ -116,9 +120,9 @@ def of_the_same_seeds(results: Sequence[Result], others: Sequence[Result]) -> tu
 
 
 def differences(results: Sequence[Result], others: Sequence[Result]) -> list[str]:
-    """`FRONT` of the one less that of the other, with intervals over the tuples that both answered."""
+    """`FRONT` of the one less that of the other, with intervals over the sources of the tuples that both answered."""
     own, mine = results[0].content["estimator"][""], len(SQUARES) * len(results)
-    both = np.concatenate([squares(result) for result in (*results, *others)], axis=1)
+    both = sources_side_by_side([*results, *others])
 
     def less(key: str, totals: Float[np.ndarray, "R 6n"]) -> Float[np.ndarray, "R"]:
         return seed_mean(key, own, totals[:, :mine]) - seed_mean(key, own, totals[:, mine:])
@@ -157,8 +161,10 @@ def notes(results: Sequence[Result]) -> list[str]:
     first = results[0].content
     own, data = first["estimator"][""], first["dataset"]
     truth = f"φ_pe {own['I_pe']:.3f}, φ_ep {own['I_ep']:.3f}, R² of expression {own['r2/expression']:.3f}"
+    drivers = data.get("drivers", 2)
+    asked = "tuples" if drivers == 2 else f"sources, each with all combinations of {drivers} drivers,"
     lines = [
-        f"- {data['tuples']} tuples of unseen identities at {data['size']}², framing {data['framing']}. The estimator "
+        f"- {data['tuples']} {asked} of unseen identities at {data['size']}², framing {data['framing']}. The estimator "
         f"on renders of the truth: {truth}."
     ]
     if why := why_not(own):

@@ -86,6 +86,7 @@ class Preset:
     seeds: tuple[int, ...]
     variants: tuple[str, ...]
     tuples: int = 64
+    drivers: int = 2  # of each source; of more all pairs: see `make_tuples`
     strata: tuple[str, ...] = STRATA  # of yaw, as many tuples in each
     identities: int = 64
 

@@ -55,10 +55,10 @@ def tuples_picture(tuples: Asked, found: Measured, count: int = 6) -> Float[Tens
 
 
 def swap_grid(animate: Animate, tuples: Tuples, device: torch.device, count: int = 3) -> Float[Tensor, "3 H W"]:
-    """One source (corner); row i takes the pose of driver a of tuple i (left column), column j the expression of
-    driver b of tuple j (top row)."""
-    count = min(count, len(tuples))
-    source, (a, b) = tuples.source[:1], tuples.driver[:, :count]
+    """One source (corner); row i takes the pose of driver a of a source's first tuple (left column), column j
+    the expression of driver b of one (top row)."""
+    source, (a, b) = tuples.source[:1], tuples.driver[:, :: tuples.each][:, :count]
+    count = len(a)
     sources = source.expand(count**2, -1, -1, -1)
     made = animated(animate, sources, a.repeat_interleave(count, 0), b.repeat(count, 1, 1, 1), device)
     corner, left, top = (pictures.float() / 255 for pictures in (source[0], a, b))

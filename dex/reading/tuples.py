@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from dex.data.synthetic.controls import sample_controls, to_blendshapes
 from dex.data.synthetic.head import Head, make_head
 from dex.data.synthetic.motion import FramingName, motion_track, sample_pose
 from dex.data.synthetic.render import render
-from dex.data.synthetic.splits import YAW_STRATA, identity_seed, yaw_stratum
+from dex.data.synthetic.splits import YAW_STRATA, factorial, identity_seed, yaw_stratum
 from dex.data.synthetic.surface import Array
 
 EDITS = ("none", "pose", "expression")  # a's pose and expression; b's pose; b's expression
@@ -35,7 +36,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Tuples(Asked):
-    """Tuples of synthetic heads that no training knows, and the truth about them."""
+    """Tuples of synthetic heads that no training knows, and the truth about them; those of one source together."""
 
     heads: list[Head]  # of the sources
     source_pose: Float[Tensor, "N 3 4"]
@@ -44,6 +45,7 @@ class Tuples(Asked):
     truth: Shaped[Tensor, "3 N 3 H W"]  # the source's head after each of `EDITS`, uint8
     head: Bool[Tensor, "3 N H W"]  # where it is
     face: Bool[Tensor, "3 N H W"]
+    each: int = 1  # tuples of a source
 
     def asked_pose(self, edit: str) -> Float[Tensor, "N 3 4"]:
         return self.pose[int(edit == "pose")]
@@ -59,43 +61,56 @@ def make_tuples(
     split: str = "val",
     stratum: str | None = None,
     framing: FramingName = "wide",
+    drivers: int = 2,
 ) -> Tuples:
-    """`count` tuples at size² pixels. Poses of the drivers as training has them, or with the yaw of one of `STRATA`.
+    """Tuples of `count` sources at size² pixels. Poses of the drivers as training has them, or with the yaw of one of
+    `STRATA`.
 
-    Raises ValueError for a stratum that is none.
+    Of two `drivers` a source has one tuple, from a to b. Of D more it has D (D - 1), from each to each other: all that
+    lie between the D² combinations of their poses and expressions, the full factorial grid.
+    Raises ValueError for a stratum that is none, and for fewer than two drivers.
     """
     if stratum is not None and stratum not in STRATA:
         raise ValueError(f"stratum {stratum!r}: need one of {', '.join(STRATA)}")
+    if drivers < 2:
+        raise ValueError(f"drivers {drivers}: need at least 2, to go from one to another")
     rng = np.random.default_rng([0x7A9, seed, STRATA.index(stratum) + 1 if stratum else 0])
-    heads = [[make_head(identity_seed(split, 3 * number + i)) for i in range(3)] for number in range(count)]
-    drawn = [_make_one(rng, three, size, stratum, framing) for three in heads]
-    columns = {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
+    people = 1 + drivers
+    heads = [[make_head(identity_seed(split, people * number + i)) for i in range(people)] for number in range(count)]
+    drawn = [_of_one_source(rng, whose, size, stratum, framing) for whose in heads]
+    columns = {name: torch.from_numpy(np.concatenate([one[name] for one in drawn])) for name in drawn[0]}
     for name in ("driver", "pose", "controls", "truth", "head", "face"):
         columns[name] = columns[name].transpose(0, 1).contiguous()
-    return Tuples(heads=[three[0] for three in heads], **columns)
+    each = len(columns["source"]) // count
+    return Tuples(heads=[whose[0] for whose in heads for _ in range(each)], each=each, **columns)
 
 
-def _make_one(
+def _of_one_source(
     rng: np.random.Generator, heads: list[Head], size: int, stratum: str | None, framing: FramingName
 ) -> dict[str, Array]:
-    """The columns of a tuple."""
+    """The columns of its tuples."""
     whose, *drivers = heads
-    pose, controls = sample_pose(rng, 3, framing), sample_controls(rng, 3)
+    people, count = len(heads), len(drivers)
+    pose, controls = sample_pose(rng, people, framing), sample_controls(rng, people)
     if stratum is not None:
-        pose[1:] = yaw_stratum(rng, 2, YAW_STRATA[STRATA.index(stratum)], framing)
+        pose[1:] = yaw_stratum(rng, count, YAW_STRATA[STRATA.index(stratum)], framing)
     expression = to_blendshapes(controls)
     source = render(whose, expression[:1], pose[:1], size).image[0]
     driving = [render(head, expression[i : i + 1], pose[i : i + 1], size).image[0] for i, head in enumerate(drivers, 1)]
-    truth = render(whose, expression[[1, 1, 2]], pose[[1, 2, 1]], size)
+    grid_pose, grid_expression = factorial(pose[1:], expression[1:])
+    truth = render(whose, grid_expression, grid_pose, size)
+    pairs = [(0, 1)] if count == 2 else list(permutations(range(count), 2))
+    # Of the grid, where a row has one pose and a column one expression, the cells after each of `EDITS`.
+    cells = np.array([[a * count + a, b * count + a, a * count + b] for a, b in pairs])
     return {
-        "source": source.transpose(2, 0, 1),
-        "driver": np.stack(driving).transpose(0, 3, 1, 2),
-        "source_pose": pose[0],
-        "pose": pose[1:],
-        "controls": controls[1:],
-        "truth": truth.image.transpose(0, 3, 1, 2),
-        "head": truth.mask > 0,
-        "face": truth.mask >= FACE,
+        "source": np.repeat(source.transpose(2, 0, 1)[None], len(pairs), 0),
+        "driver": np.stack(driving).transpose(0, 3, 1, 2)[np.array(pairs)],
+        "source_pose": np.repeat(pose[:1], len(pairs), 0),
+        "pose": pose[1:][np.array(pairs)],
+        "controls": controls[1:][np.array(pairs)],
+        "truth": truth.image.transpose(0, 3, 1, 2)[cells],
+        "head": (truth.mask > 0)[cells],
+        "face": (truth.mask >= FACE)[cells],
     }
 
 

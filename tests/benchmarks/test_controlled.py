@@ -13,7 +13,7 @@ import yaml
 from benchmarks.controlled import __main__ as controlled
 from benchmarks.controlled.__main__ import RunError, config_of, make, make_all, questions_of, train
 from benchmarks.controlled.measuring import REFERENCES, SQUARES, entry, metric_id, recomputed
-from benchmarks.controlled.tables import differences, load, pooled, squares, table
+from benchmarks.controlled.tables import FRONT, differences, load, pooled, squares, table
 from benchmarks.controlled.variants import PRESETS, VARIANTS, Preset
 from benchmarks.results import Result, ResultError
 from benchmarks.suite import verify
@@ -48,6 +48,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
         seeds=None,
         encoders=None,
         tuples=None,
+        drivers=None,
         runs=tmp_path / "runs",
         out=tmp_path / "out",
         processes=1,
@@ -143,6 +144,20 @@ def test_seeds_are_pooled_tuple_by_tuple(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(ResultError, match="was edited"):
         load(tmp_path, "small")
+
+
+def test_intervals_of_a_grid_are_over_its_sources(tmp_path: Path) -> None:
+    """Twice each tuple: of as many sources the interval is narrower, of half as many no more than it was."""
+    make_result(tmp_path, "everything", 0, 0.8)
+    (result,) = load(tmp_path, "small")
+    twice = [pair | {"id": f"all/{2 * i + j}"} for i, pair in enumerate(result.pairs) for j in (0, 1)]
+    apart = [pair | {"identity": pair["id"]} for pair in twice]
+    given = (result, Result(result.content, twice), Result(result.content, apart))
+    alone, same, narrower = (pooled([one])[FRONT.index("I_pe")][1] for one in given)
+    assert alone is not None
+    assert narrower is not None
+    assert same == pytest.approx(alone)
+    assert narrower[1] - narrower[0] < 0.9 * (alone[1] - alone[0])
 
 
 def test_figures_that_the_pairs_do_not_have_are_found(tmp_path: Path) -> None:
@@ -265,11 +280,12 @@ def test_a_result_has_the_seed_of_the_training_and_the_sampler_that_drew(
 
     monkeypatch.setattr(controlled, "measured", measured)
     asked = argparse.Namespace(
-        preset="small", runs=tmp_path, out=tmp_path, encoders=Path("demo"), tuples=None, processes=1
+        preset="small", runs=tmp_path, out=tmp_path, encoders=Path("demo"), tuples=None, drivers=3, processes=1
     )
     content = json.loads(make(asked, "standard-guidance", 1).read_text())
     model = content["model"]
-    made_by = "python -m benchmarks.controlled --preset small --only standard-guidance --seeds 1 --encoders demo"
+    made_by = "python -m benchmarks.controlled --preset small --only standard-guidance --seeds 1"
+    made_by += " --encoders demo --drivers 3"
     assert " ".join(content["command"]) == made_by
     assert given == {"delay": 0, "blend": 0}
     assert (model["name"], model["seed"], model["steps"]) == ("standard-guidance", 1, 2000)
@@ -288,8 +304,12 @@ def test_results_of_other_questions_stay_apart(tmp_path: Path, refused: Called, 
     }  # of an earlier version
     (tmp_path / record.name).write_text(json.dumps(old))
     assert "are of reader None, not" in refused("controlled.__main__", "--preset", "small", "--out", tmp_path)
+    (tmp_path / record.name).write_text(record.read_text().replace('"tuples": 64', '"drivers": 3, "tuples": 64'))
+    assert "of drivers 3, not drivers None" in refused("controlled.__main__", "--preset", "small", "--out", tmp_path)
     assert not commands
-    assert "--tuples 1: need at least 2" in refused("controlled.__main__", "--preset", "small", "--tuples", 1)
+    assert "--tuples 1, --drivers 2: need at least 2" in refused(
+        "controlled.__main__", "--preset", "small", "--tuples", 1
+    )
     said = refused("controlled.__main__", "--preset", "long", "--only", "animator", "--out", tmp_path)
     assert "--only animator: the preset long has no stage 2" in said
 

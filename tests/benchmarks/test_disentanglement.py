@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.disentanglement import intervals_of, table
+from benchmarks.disentanglement import by_source, intervals_of, table
 from dex.metrics.influence import influence_of
 from dex.motion.encoders import save_generator
 from dex.motion.generator import MotionGenerator
@@ -47,6 +47,7 @@ def test_intervals_are_of_the_tuples_and_hold_the_figure() -> None:
     assert "not measurable" not in said
     assert "not measurable" in table(matrix, {}, GOOD | {"I_ep": 0.3})
     assert "S" not in intervals_of(squares.T.numpy(), GOOD | {"I_ep": 0.3})
+    assert by_source(squares.T.numpy(), 4)[1] == pytest.approx(squares[:, 4:8].sum(dim=1).numpy())
 
 
 @pytest.mark.slow

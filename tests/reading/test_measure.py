@@ -137,6 +137,24 @@ def test_tuples_are_a_function_of_their_seed_and_stratum() -> None:
         make_tuples(2, 16, stratum="5")
 
 
+def test_of_three_drivers_tuples_are_the_whole_grid() -> None:
+    """Every pose of a source's drivers with every expression, and all steps between two of them."""
+    tuples = make_tuples(2, 32, drivers=3)
+    assert (len(tuples), tuples.each) == (12, 6)
+    for whose in (slice(0, 6), slice(6, 12)):
+        pictures = tuples.truth[:, whose].flatten(0, 1).flatten(1)
+        assert len(pictures.unique(dim=0)) == 9
+        assert len(tuples.driver[:, whose].flatten(0, 1).flatten(1).unique(dim=0)) == 3
+    from_a_to_b = {"none": (0, 0), "pose": (1, 0), "expression": (0, 1)}
+    for number, edit in enumerate(EDITS):
+        pose, expression = from_a_to_b[edit]
+        moved = to_blendshapes(tuples.controls[expression, 3:4].numpy())
+        drawn = render(tuples.heads[3], moved, tuples.pose[pose, 3:4].numpy(), 32)
+        assert (tuples.truth[number, 3].movedim(0, -1).numpy() == drawn.image[0]).all()
+    with pytest.raises(ValueError, match="drivers 1: need at least 2"):
+        make_tuples(2, 16, drivers=1)
+
+
 def test_an_estimator_that_reads_badly_measures_no_leak() -> None:
     known = json.loads(KNOWN.read_text())
     good = known[key(*USUAL[1], 0)]
