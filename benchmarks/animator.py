@@ -10,9 +10,7 @@ Latents are random; the image codec is not part of it. `peak_gb` is torch's own 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from benchmarks.figures import measured
 from dex.animator.conditions import Conditions
 from dex.animator.config import AnimatorConfig
 from dex.animator.sampler import SamplerSettings, sample
@@ -43,13 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    try:
-        figures = run(arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}".partition("\n")[0], file=sys.stderr)
-        sys.exit(1)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    measured(lambda: run(arguments), arguments.json)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,17 +1,16 @@
 """How far a checkpoint keeps pose and expression apart: `python -m benchmarks.disentanglement RUN [--json FILE]`.
 
 Synthetic heads that no training saw, as in the monitor of training (`dex.reading`, docs/monitor.md), with 95 %
-intervals over tuples of identities. RUN is a run or an export of either stage.
+intervals over sources. RUN is a run or an export of either stage.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.utils import save_image
 
+from benchmarks.figures import measured
 from benchmarks.results import checkpoint_sha256, environment, git_state
 from dex.animation.backends import Backend, device, load_backend, to_network
+from dex.cores import usable_cores
 from dex.data.synthetic.controls import NAMES
 from dex.data.synthetic.motion import FRAMINGS
-from dex.files import write_atomic
 from dex.metrics.influence import influence_of
 from dex.metrics.statistics import bca
 from dex.reading.measure import (
@@ -41,7 +41,6 @@ from dex.reading.measure import (
 )
 from dex.reading.pictures import swap_grid, tuples_picture
 from dex.reading.tuples import STRATA, Faces, make_faces, make_tuples
-from dex.speed import usable_cores
 
 PROBED = 64  # identities whose codes are probed as the monitor's are
 
@@ -49,7 +48,7 @@ PROBED = 64  # identities whose codes are probed as the monitor's are
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.disentanglement", description=__doc__)
     parser.add_argument("run", type=Path, help="a run, or a folder of python -m dex.export")
-    parser.add_argument("--tuples", type=int, default=64, help="sources, each with two drivers")
+    parser.add_argument("--tuples", type=int, default=64, help="sources")
     parser.add_argument(
         "--drivers", type=int, default=2, help="of each source; of 3 and more all pairs: a factorial grid"
     )
@@ -64,14 +63,12 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="write outputs beside their truth there, as PNG or JPEG")
     parser.add_argument("--swap-grid", type=Path, help="write one head in five poses × five expressions there")
     asked = parser.parse_args()
-    try:
-        report(asked)
-    except (ValueError, OSError) as error:  # ExportError among them
-        sys.exit(f"error: {error}")
+    measured(lambda: report(asked), asked.json)
 
 
-def report(asked: argparse.Namespace) -> None:
-    """Measures, prints, writes. Raises ValueError for a checkpoint that is none, or a picture of no known format."""
+def report(asked: argparse.Namespace) -> dict[str, Any]:
+    """Measures, prints, writes pictures; the figures and what they are of. Raises ValueError (`ExportError`) for a
+    checkpoint that is none, or a picture of no known format."""
     for picture in (asked.picture, asked.swap_grid):
         if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"{picture}: need a name that ends in .png or .jpg")
@@ -87,21 +84,18 @@ def report(asked: argparse.Namespace) -> None:
     between = intervals_of(by_source(squared_distances(found.readings, tuples).T.numpy(), tuples.each), own)
     print(table(figures, between, own))
     if asked.picture:
-        save_picture(tuples_picture(tuples, found, 8), asked.picture)
+        save_picture(tuples_picture(tuples, found, 8, tuples.each), asked.picture)
     if asked.swap_grid:
         save_picture(swap_grid(animate, tuples, cpu, 5), asked.swap_grid)
-    if asked.json:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "figures": figures,
-            "ci95": between,
-            "estimator": own,
-            "asked": {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()},
-            "model": {"checkpoint_sha256": checkpoint_sha256(asked.run), **backend.provenance},
-            "environment": environment(device()),
-            **git_state(),
-        }
-        write_atomic(asked.json, (json.dumps(content, indent=1) + "\n").encode())
+    return {
+        "figures": figures,
+        "ci95": between,
+        "estimator": own,
+        "asked": {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()},
+        "model": {"checkpoint_sha256": checkpoint_sha256(asked.run), **backend.provenance},
+        "environment": environment(device()),
+        **git_state(),
+    }
 
 
 def save_picture(picture: Float[Tensor, "3 H W"], path: Path) -> None:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from multiprocessing.synchronize import Barrier
@@ -23,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.figures import measured
 from dex.data.reading import Tally, find_shards, read_units
 from dex.data.shards import ShardIndex
 from dex.data.synthetic.write import Plan, write
@@ -43,13 +42,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    try:
-        figures = run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    measured(lambda: run(arguments), arguments.json)
 
 
 def run(arguments: argparse.Namespace) -> dict:

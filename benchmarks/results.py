@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.manifest import sha256_of
 from dex.files import file_sha256, write_atomic
+from dex.speed import device_name
 
 SCHEMA = 1
 PAIRS = ".pairs.jsonl"
@@ -111,13 +112,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "packages_sha256": sha256_of(packages),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """A GPU's own; of a CPU its kind."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.machine() if device.type == "cpu" else device.type
 
 
 def checkpoint_sha256(checkpoint: Path) -> dict[str, str]:

@@ -17,9 +17,7 @@ product, measured in the same run. Variants take turns; milliseconds are medians
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from diffusers import AutoencoderTiny
 
 from benchmarks.animator import Bench, network_config
 from benchmarks.counting import Meter
+from benchmarks.figures import measured
 from benchmarks.train_speed import begin_memory, hardware, matrix_rate, peak_memory, wait
 from benchmarks.workload import latent_factor, merged, random_codec
 from dex.animator.codec import Autoencoder, Codec
@@ -66,13 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    try:
-        figures = run(arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}".partition("\n")[0], file=sys.stderr)
-        sys.exit(1)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    measured(lambda: run(arguments), arguments.json)
 
 
 def run(how: argparse.Namespace) -> dict[str, Any]:

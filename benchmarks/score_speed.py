@@ -10,8 +10,6 @@ resident memory grows by with each further clip of a self protocol: numbers are 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.figures import measured
 from benchmarks.make import make_synthetic
 from benchmarks.manifest import Manifest
 from benchmarks.material import SyntheticClips
@@ -39,13 +38,7 @@ def main() -> None:
     parser.add_argument("--device", help="of the networks (default: a GPU where there is one)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    try:
-        figures = run(arguments.size, arguments.clips, arguments.turns, arguments.device)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    measured(lambda: run(arguments.size, arguments.clips, arguments.turns, arguments.device), arguments.json)
 
 
 def run(size: int, clips: int, turns: int, device: str | None = None) -> dict[str, Any]:

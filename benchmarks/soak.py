@@ -16,7 +16,6 @@ Linux only.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.figures import measured
 from benchmarks.memory import resident_bytes
 
 _WARM_UP = 0.5  # of the looks
@@ -41,19 +41,13 @@ def main() -> None:
     parser.add_argument("fit", nargs="*", help="arguments of dex.fit, after --")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end by which `run` still kills its training
-    try:
-        figures = run(options.steps, options.workers, options.interval, options.fit)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    figures = measured(lambda: run(options.steps, options.workers, options.interval, options.fit), options.json)
     for process in figures["processes"]:
         print(
             "{name:22} {looks:4} looks  {memory_mb:7.1f} MB, drift {memory_drift_mb:+7.2f}, "
             "noise {memory_noise_mb:6.2f}   {files:5.1f} files, "
             "drift {files_drift:+6.2f}, noise {files_noise:5.2f}".format(**process)
         )
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def run(steps: int, workers: int, interval: float, arguments: list[str]) -> dict[str, Any]:

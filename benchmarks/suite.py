@@ -17,7 +17,7 @@ from benchmarks.manifest import Manifest, find, sha256_of
 from benchmarks.material import Material, open_material
 from benchmarks.methods import Maker
 from benchmarks.reading import Extractors, Truth
-from benchmarks.results import REFERENCES, SCHEMA, Result, ResultError, device_name, environment, git_state
+from benchmarks.results import REFERENCES, SCHEMA, Result, ResultError, environment, git_state
 from benchmarks.scoring import Scorer
 from benchmarks.videos import VideosError, check_videos, write_video
 from dex.animation.backends import device
@@ -27,6 +27,7 @@ from dex.metrics.extractors.features import Features, I3d
 from dex.metrics.extractors.identity import ArcFace
 from dex.metrics.extractors.perceptual import Perceptual
 from dex.metrics.statistics import holm, sign_flip
+from dex.speed import device_name
 
 _MADE = "made.json"  # beside the videos of `run`
 _TOLERANCE = 1e-9  # of a number that is computed again on the same device

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import platform
 import statistics
 import sys
@@ -34,6 +33,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.counting import Count, count, r1_interval
+from benchmarks.figures import measured
 from benchmarks.memory import peak_resident_bytes, reset_peak, return_freed
 from benchmarks.workload import (
     RandomBatches,
@@ -46,8 +46,8 @@ from benchmarks.workload import (
     without_downloads,
 )
 from dex.animator.trainer import Animator
+from dex.cores import usable_cores
 from dex.data.talking_heads import TalkingHeads
-from dex.speed import usable_cores
 
 PHASES = ("data wait", "forward", "backward", "optimiser", "EMA")
 _OPTIMISATION = "--model.init_args.optimisation"
@@ -91,13 +91,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("fit", nargs="*", help="further arguments of dex.fit, after --")
     arguments = parser.parse_args()
-    try:
-        figures = run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    measured(lambda: run(arguments), arguments.json)
 
 
 def run(how: argparse.Namespace) -> dict[str, Any]:

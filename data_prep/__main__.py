@@ -7,10 +7,11 @@ python -m data_prep merge PARTâ€¦ --out SHARDS            parts of a job array â
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
+
+from dex.cores import usable_cores
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def _prepare(arguments: list[str]) -> str:
     parser.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="folder for the shards; also resumes")
     parser.add_argument("--layout", choices=list(LAYOUTS), default="folder", help="folder tree of INPUT (README.md)")
     parser.add_argument("--size", type=int, default=512, help="pixels of the square crop")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, one core each")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes, one core each")
     parser.add_argument("--part", type=_part, default=(1, 1), metavar="i/N", help="only the i-th of N parts, i from 1")
     parser.add_argument("--min-seconds", type=float, default=4.0, help="shortest clip")
     parser.add_argument("--max-seconds", type=float, default=10.0, help="longest clip")

@@ -12,6 +12,8 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import torch
+
 from dex.animation.backends import MotionBackend, load_backend, refuse
 from dex.animation.footage import open_footage
 from dex.animation.poses import PoseEdit
@@ -192,6 +194,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        print(
+            f"error: the device has too little memory; a smaller --size needs less. {error}".partition("\n")[0],
+            file=sys.stderr,
+        )
         return 1
     return 0
 

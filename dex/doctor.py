@@ -23,6 +23,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from dex import weights
+from dex.cores import usable_cores
 
 # What the wheels of OpenCV and MediaPipe expect of the system: soname → Debian package.
 LIBRARIES = {
@@ -119,9 +120,8 @@ def _packages() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding("cores, memory", f"{cores} cores, {memory / 2**30:.1f} GiB")
+    yield Finding("cores, memory", f"{usable_cores()} cores, {memory / 2**30:.1f} GiB")
     if Path("/dev/shm").is_dir():
         free = shutil.disk_usage("/dev/shm").free
         remedy = "give the container more (docker run --shm-size=8g), or train with --data.init_args.workers 0"

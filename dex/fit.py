@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -31,16 +32,16 @@ from dex.callbacks.monitor import Monitor
 from dex.callbacks.preview import Preview
 from dex.callbacks.throughput import Throughput
 from dex.files import write_atomic
-from dex.saved import ExportError, flatten
+from dex.saved import flatten
 from dex.sharding import leave_group
-from dex.speed import emulates_bf16
+from dex.speed import device_name, emulates_bf16
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 # Exit status that asks for a second start: a temporary failure in BSD's sysexits.h, 75. A cancelled run gives the
 # shell's status for its signal instead, and is left alone.
 REQUEUE = os.EX_TEMPFAIL
 # What a user can mend: told in one line. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, MisconfigurationException, ExportError)
+USER_ERRORS = (ValueError, OSError, MisconfigurationException)
 
 
 class FitCLI(LightningCLI):
@@ -130,11 +131,12 @@ def fit(cli: FitCLI) -> None:
     figures = validated[0] if validated else {}
     if cli.trainer.is_global_zero:
         step, report = cli.trainer.global_step, cli.folder / "result.json"
-        trained = {"step": step, "seconds": round(seconds, 1), "continued": newest is not None}
+        trained: dict[str, Any] = {"step": step, "seconds": round(seconds, 1), "continued": newest is not None}
+        trained |= {"device": device_name(cli.model.device), "threads": torch.get_num_threads()}
         complete = newest and newest.name == checkpoint.step_folder(cli.checkpoints, step).name
         if complete and report.is_file():  # nothing was trained now
             before = json.loads(report.read_text())
-            trained = {name: before[name] for name in trained}
+            trained = {name: before.get(name) for name in trained}
         write_atomic(report, json.dumps({**trained, **figures}, indent=1).encode())
         print(cli.model.report(figures) if figures else "Nothing was validated: no data or no batches for it.")
         print(f"\n{trained['seconds']:.0f} s of training. Curves and pictures: tensorboard --logdir {cli.folder}")

@@ -21,7 +21,7 @@ _GIMBAL = 1e-12
 def make_pose(
     rotation: Float[Tensor, "*b 3 3"], translation: Float[Tensor, "*b 3"], scale: Float[Tensor, "*b"]
 ) -> Float[Tensor, "*b 3 4"]:
-    """P = [sR | t] from its parts (METHOD: P has 6 dof, t_z = 0 by convention but any t is accepted)."""
+    """P = [sR | t] from its parts (6 degrees of freedom: t_z is 0 by convention, but any t is accepted)."""
     return torch.cat([scale[..., None, None] * rotation, translation[..., None]], dim=-1)
 
 

@@ -6,7 +6,7 @@ All of it acts in place on the repeated blocks of a network, whose names in a ch
 
 from __future__ import annotations
 
-import os
+import platform
 from functools import partial
 
 import torch
@@ -44,12 +44,14 @@ def checkpoint_blocks(network: nn.Module, kinds: Kinds) -> None:
             block.forward = again
 
 
-def usable_cores() -> int:
-    """That this process may use; fewer than the machine's under Slurm or taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def emulates_bf16() -> bool:
     """Whether oneDNN has no bf16 for this processor, so that a training step in it takes several times as long as in
     float32 (docs/speed.md). AVX-512 without bf16 costs little, and is not counted."""
     return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's own; of a CPU its kind."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.machine() if device.type == "cpu" else device.type

@@ -251,15 +251,23 @@ def load_torchscript(name: str, device: torch.device | str = "cpu") -> torch.jit
 
     TorchScript runs code, hence only files of a registered hash are ever opened. Raises `WeightsError`.
     """
-    import torch
-
-    file = _of_kind(name, "torchscript")
-    with warnings.catch_warnings():  # torch deprecates TorchScript but reads it; these files exist in no other form
-        warnings.simplefilter("ignore", FutureWarning)
-        module = torch.jit.load(str(file), map_location=device).float().eval()
+    module = open_torchscript(_of_kind(name, "torchscript"), device)
     for parameter in module.parameters():
         parameter.requires_grad = False
     return module
+
+
+def open_torchscript(file: Path, device: torch.device | str = "cpu") -> torch.jit.ScriptModule:
+    """A file whose hash was checked: float32, eval mode. Raises `WeightsError` where it is no TorchScript."""
+    import torch
+
+    with warnings.catch_warnings():  # torch deprecates TorchScript but reads it; these files exist in no other form
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            return torch.jit.load(str(file), map_location=device).float().eval()
+        except RuntimeError as error:
+            why = str(error).strip().splitlines()[0]
+            raise WeightsError(f"{file}: cannot be read as TorchScript: {why}") from error
 
 
 def load_state_dict(name: str) -> dict[str, Any]:

@@ -37,10 +37,11 @@ from benchmarks.controlled.variants import PRESETS, VARIANTS, Preset, Variant
 from benchmarks.results import checkpoint_sha256
 from dex.animation.backends import load_backend
 from dex.checkpoint import CheckpointError
+from dex.cores import usable_cores
 from dex.data.synthetic.motion import FramingName
 from dex.export import checkpoint_of, export
 from dex.saved import ExportError
-from dex.speed import emulates_bf16, usable_cores
+from dex.speed import emulates_bf16
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULTS = Path(__file__).parents[1] / "results" / "controlled"
@@ -76,7 +77,11 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing, print the table of what there is")
     asked = parser.parse_args()
     try:
-        if not asked.table:
+        if asked.table:
+            making = ("only", "seeds", "encoders", "tuples", "drivers")
+            if given := [f"--{name}" for name in making if getattr(asked, name) is not None]:
+                raise ValueError(f"--table prints all results of --out; leave out {', '.join(given)}")
+        else:
             make_all(asked)
         print(table(load(asked.out, asked.preset)))
     except (ValueError, OSError) as error:
@@ -132,7 +137,8 @@ def make(asked: argparse.Namespace, name: str, seed: int) -> Path:
         "checkpoint_sha256": checkpoint_sha256(run),
         "steps": trained["step"],
         "seconds": None if trained["continued"] else trained["seconds"],  # of a whole training only
-        "threads": threads(asked),
+        "threads": trained.get("threads"),
+        "device": trained.get("device"),
         "precision": settings_of(run)["trainer"]["precision"],
         "config": config_of(run, asked.runs),
         "encoders_fingerprint": backend.encoders,
@@ -148,8 +154,8 @@ def command_of(asked: argparse.Namespace, model: Mapping[str, Any]) -> list[str]
     command = ["python", "-m", "benchmarks.controlled", "--preset", asked.preset]
     if model["seed"] is not None:  # no reference
         command += ["--only", model["name"], "--seeds", str(model["seed"])]
-    if asked.encoders and VARIANTS[model["name"]].stage == 2:
-        command += ["--encoders", model["config"]["init_args"]["encoders"]]
+        if asked.encoders and VARIANTS[model["name"]].stage == 2:
+            command += ["--encoders", model["config"]["init_args"]["encoders"]]
     for name in ("tuples", "drivers"):
         if (value := getattr(asked, name)) is not None:
             command += [f"--{name}", str(value)]

@@ -65,6 +65,8 @@ class AnimatorConfig:
     unet: dict[str, Any] = field(default_factory=stable_diffusion)  # in_channels = out_channels = latent channels
 
     def __post_init__(self) -> None:
+        if self.expression_tokens < 1:
+            raise ValueError(f"expression_tokens is {self.expression_tokens}, need at least one")
         if self.expression_dim % self.expression_tokens:
             raise ValueError(
                 f"expression_dim {self.expression_dim} must be a multiple of expression_tokens {self.expression_tokens}"

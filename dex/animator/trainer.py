@@ -131,7 +131,7 @@ class Animator(L.LightningModule):
             loss: weighting and condition dropout.
             optimisation: AdamW and the moving average.
             sampler: how validation draws its frames.
-            sampled: sources of validation for which all frames are drawn, counted over all of it.
+            sampled: sources of validation for which all frames are drawn, over all ranks, at least one on each.
             seed: drives noise, time steps and dropout; weights are initialised from the global seed.
         """
         super().__init__()
@@ -406,14 +406,15 @@ class Animator(L.LightningModule):
         self.drawn = 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        # The same noise in every validation, so that its loss falls smoothly.
-        random = torch.Generator(self.device).manual_seed(batch_idx)
+        # The same noise in every validation, so that its loss falls smoothly, and on any number of ranks.
+        ranks = 1 if self._trainer is None else self.trainer.world_size
+        random = torch.Generator(self.device).manual_seed(batch_idx * ranks + self.global_rank)
         source, driving = self.latents(batch)
         with self.averaged():
             conditions = self.conditions(batch, source)
             error = self.denoising_error(driving, conditions, random)
         self.evaluation.update_error(error, len(driving))
-        count = fewest(self, max(0, min(len(source), self.sampled - self.drawn)))
+        count = fewest(self, max(0, min(len(source), -(-self.sampled // ranks) - self.drawn)))
         if count:
             assert conditions.expression is not None
             motion = conditions.source_pose, conditions.driving_pose, conditions.expression

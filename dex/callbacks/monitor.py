@@ -15,6 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from dex.batch import Batch
+from dex.cores import usable_cores
 from dex.data.synthetic.motion import FramingName
 from dex.data.talking_heads import TalkingHeads
 from dex.metrics.extractors.faces import MediaPipeReader
@@ -26,7 +27,6 @@ from dex.reading.regressor import taught
 from dex.reading.tuples import Asked, Faces, Tuples, make_clip, make_faces, make_tuples
 from dex.reading.verdict import alarms, no_alarm, verdict
 from dex.sharding import in_use, sharded
-from dex.speed import usable_cores
 
 TAG, CLIPS_TAG = "disentanglement", "disentanglement_clips"
 FRAMES = 16  # of the film

@@ -232,8 +232,11 @@ def packed_clips(folder: Path) -> Iterator[StoredClip]:
     """Clips of a folder of shards (an earlier `write_shards`), read lazily from the tars."""
     for shard in ShardIndex.load(folder).shards:
         path = folder / shard.name
-        with tarfile.open(path) as tar:
-            located = [(info.name, info.offset_data, info.size) for info in tar]
+        try:
+            with tarfile.open(path) as tar:
+                located = [(info.name, info.offset_data, info.size) for info in tar]
+        except tarfile.TarError as error:
+            raise ShardError(f"{path}: is damaged ({error}); remove its folder and pack it again") from error
         for key, members in itertools.groupby(located, key=lambda item: item[0].partition(".")[0]):
             readers = {name.partition(".")[2]: _reader(path, offset, size) for name, offset, size in members}
             if not set(readers) >= REQUIRED:

@@ -110,7 +110,7 @@ class KernelDistance(FeatureDistance):
 
     def _rows(self, kind: str) -> Float[Tensor, "N D"]:
         held = getattr(self, kind)  # a list, or one tensor once processes have joined theirs
-        rows = held if isinstance(held, Tensor) else torch.cat([torch.zeros(0, self.features).double(), *held])
+        rows = held if isinstance(held, Tensor) else torch.cat(held) if held else torch.zeros(0, self.features)
         check_rows(len(rows), kind)
         return rows
 

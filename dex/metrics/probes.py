@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dex.metrics import MetricError
 from dex.metrics.distributions import check_features
+from dex.metrics.statistics import numbered
 from dex.pose import split_pose
 
 ALPHAS = torch.logspace(-8, 3, 23, dtype=torch.float64)  # ridge penalties, multiples of the number of samples
@@ -34,7 +35,8 @@ def group_folds(groups: Sequence[Hashable], folds: int = 5, seed: int = 0) -> In
 
     Raises `MetricError` for fewer groups than folds.
     """
-    _, label, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    label = numbered(groups)
+    sizes = np.bincount(label)
     if len(sizes) < folds:
         raise MetricError(f"{len(sizes)} groups for {folds} folds, need at least one a fold")
     filled, fold = np.zeros(folds, int), np.empty(len(sizes), int)
@@ -46,21 +48,22 @@ def group_folds(groups: Sequence[Hashable], folds: int = 5, seed: int = 0) -> In
 
 
 def ridge_r2(
-    codes: Float[Tensor, "N E"], targets: Float[Tensor, "N T"], groups: Sequence[Hashable]
+    codes: Float[Tensor, "N E"], targets: Float[Tensor, "N T"], groups: Sequence[Hashable], standardise: bool = True
 ) -> Float[Tensor, "T"]:
     """Out-of-fold R² of ridge regression, clipped to [0, 1]; NaN for a target that does not vary.
 
-    Codes are standardised and the penalty of each target chosen by leave-one-out, both in the training part. Raises
+    Codes are standardised and the penalty of each target chosen by leave-one-out, both in the training part. Not
+    `standardise`: components keep their proportions, for principal ones, of which the last are noise. Raises
     `MetricError` for NaN, or lengths that differ.
     """
-    return _r2(targets, _out_of_fold(codes, targets, groups, _linear))
+    return _r2(targets, _out_of_fold(codes, targets, groups, _linear, standardise))
 
 
 def kernel_r2(
-    codes: Float[Tensor, "N E"], targets: Float[Tensor, "N T"], groups: Sequence[Hashable]
+    codes: Float[Tensor, "N E"], targets: Float[Tensor, "N T"], groups: Sequence[Hashable], standardise: bool = True
 ) -> Float[Tensor, "T"]:
     """`ridge_r2` with the kernel exp(−d² / 2m²), m the median distance of two training samples. Decomposes N × N."""
-    return _r2(targets, _out_of_fold(codes, targets, groups, _gaussian))
+    return _r2(targets, _out_of_fold(codes, targets, groups, _gaussian, standardise))
 
 
 def pose_targets(pose: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 12"]:
@@ -85,8 +88,9 @@ def pose_leakage(
     pictures: Float[Tensor, "N D"] | None = None,
 ) -> dict[str, float]:
     """`ridge` and `rbf`: mean R² of the `pose_targets` that vary. With pictures, flattened, also `ceiling_ridge` and
-    `ceiling_rbf`, the same of the pictures' first 512 principal components, and `normalised`: the larger of the two
-    ratios R² / ceiling, at most 1. Give over 1000 samples: components outnumbering them make a low ceiling.
+    `ceiling_rbf`, the same of the pictures' first 512 principal components, which keep their proportions (standardised,
+    the last would count as much as the first, and hide it), and `normalised`: the larger of the two ratios of R² to
+    ceiling, at most 1. Give over 1000 samples: of few the ceiling is low.
 
     Raises `MetricError` for a ceiling below 0.05: not even the picture tells the pose.
     """
@@ -96,7 +100,9 @@ def pose_leakage(
     if pictures is None:
         return found
     components = _principal(pictures)
-    ceilings = {name: probe(components, targets, groups).nanmean().item() for name, probe in probes.items()}
+    ceilings = {
+        name: probe(components, targets, groups, standardise=False).nanmean().item() for name, probe in probes.items()
+    }
     for name, ceiling in ceilings.items():
         if not ceiling >= _LEAST_CEILING:
             raise MetricError(f"pose leakage: {name} reads R² {ceiling:.3f} from pictures, need {_LEAST_CEILING}")
@@ -107,14 +113,15 @@ def pose_leakage(
 def identity_accuracy(codes: Float[Tensor, "N E"], identities: Sequence[Hashable]) -> tuple[float, float]:
     """Share of samples whose identity a linear probe (ridge on one-hot targets) reads off, in folds over samples, and
     chance: the share of the most frequent identity."""
-    _, label, sizes = np.unique(np.asarray(identities), return_inverse=True, return_counts=True)
-    truth = torch.from_numpy(label)
+    truth = torch.from_numpy(numbered(identities))
     one_hot = torch.nn.functional.one_hot(truth).double()
-    found = _out_of_fold(codes, one_hot, range(len(label)), _linear).argmax(dim=1)
-    return (found == truth).double().mean().item(), float(sizes.max() / len(label))
+    found = _out_of_fold(codes, one_hot, range(len(truth)), _linear).argmax(dim=1)
+    return (found == truth).double().mean().item(), int(truth.bincount().max()) / len(truth)
 
 
-def _out_of_fold(codes: Tensor, targets: Tensor, groups: Sequence[Hashable], kernel: Kernel) -> Float[Tensor, "N T"]:
+def _out_of_fold(
+    codes: Tensor, targets: Tensor, groups: Sequence[Hashable], kernel: Kernel, standardise: bool = True
+) -> Float[Tensor, "N T"]:
     """Each sample's prediction from the folds without it."""
     check_features(codes, codes.shape[-1])
     check_features(targets, targets.shape[-1])
@@ -125,6 +132,8 @@ def _out_of_fold(codes: Tensor, targets: Tensor, groups: Sequence[Hashable], ker
     for number in fold.unique():
         test = fold == number
         mean, deviation = codes[~test].mean(dim=0), codes[~test].std(dim=0, correction=0)
+        if not standardise:
+            deviation = deviation.square().mean().sqrt().expand_as(deviation)
         standard = (codes - mean) / deviation.where(deviation > 1e-6 * mean.abs(), torch.inf)  # constants turn 0
         predicted[test] = _fit(*kernel(standard[~test], standard[test]), targets[~test])
     return predicted

@@ -130,5 +130,16 @@ def _per_cluster(
     if np.isinf(values).any():
         raise MetricError(f"infinite value at {np.flatnonzero(np.isinf(values))[0]}, need numbers or NaN")
     kept = ~np.isnan(values)
-    _, label = np.unique(np.asarray(clusters)[kept], return_inverse=True)
+    label = numbered([cluster for cluster, there in zip(clusters, kept, strict=True) if there])
     return np.bincount(label, values[kept]), np.bincount(label)
+
+
+def numbered(labels: Sequence[Hashable]) -> Int[np.ndarray, "N"]:
+    """0, 1, … for each label, in the order of the labels, or where they have none of their first occurrence."""
+    different = dict.fromkeys(labels)
+    try:
+        ordered = sorted(different)  # type: ignore[type-var]
+    except TypeError:
+        ordered = list(different)
+    number = {label: i for i, label in enumerate(ordered)}
+    return np.array([number[label] for label in labels], int)

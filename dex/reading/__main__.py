@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dex.batch import FACE
+from dex.cores import usable_cores
 from dex.data.synthetic.controls import NAMES
 from dex.data.synthetic.motion import FRAMINGS
 from dex.files import write_atomic
@@ -25,7 +26,6 @@ from dex.reading.fit import SIZE
 from dex.reading.measure import cross_talk, is_measurable, measure, truths
 from dex.reading.own import KNOWN, USUAL, key
 from dex.reading.tuples import STRATA, Tuples, make_tuples
-from dex.speed import usable_cores
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def table(own: Mapping[str, float]) -> str:
     rows = [(f"R² of {name}", own[f"r2/{name}"]) for name in (*POSE_COMPONENTS, "expression") if f"r2/{name}" in own]
     rows += [("gain I_pp", own["I_pp"]), ("gain I_ee", own["I_ee"])]
     rows += [("cross-talk φ_pe", own["I_pe"]), ("cross-talk φ_ep", own["I_ep"])]
-    rows += [(f"gain of {name}", own[f"gain/{name}"]) for name in NAMES]
+    rows += [(f"gain of {name}", own[f"gain/{name}"]) for name in NAMES if f"gain/{name}" in own]
     rows += [("residual", own["residual"])]
     lines = ["| on renders of the truth | |", "| --- | --- |", *(f"| {name} | {value:.3f} |" for name, value in rows)]
     return "\n".join([*lines, f"\nmeasurable: {'yes' if is_measurable(own) else 'no'}"])

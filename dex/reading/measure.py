@@ -32,7 +32,7 @@ from dex.reading.tuples import EDITS, Asked, Faces, Tuples, parts
 MATRIX = ("I_pp", "I_ee", "I_pe", "I_ep")
 AT_ONCE = 16  # tuples, or pictures to encode
 LEAST_FACES = 1000  # for the ceiling of `leakage`
-_STILL = 1e-4  # deviation of a component that does not vary: radians, normalised units, nats
+_STILL = 1e-4  # deviation of a component that does not vary: degrees, normalised units, nats
 
 # (source, pose driver, expression driver) → outputs; codes of pictures. All (N, 3, H, W) in [-1, 1]
 Animate = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -75,7 +75,8 @@ def animated(
         animate(*(picture_to_float(pictures[part].to(device)) for pictures in (source, pose, expression)))
         for part in parts(len(source), AT_ONCE)
     ]
-    return to_unit(torch.cat(made)).cpu()
+    drawn = torch.cat(made)
+    return to_unit(drawn.where(drawn.isfinite(), torch.nan)).cpu()  # else infinite ones would be white
 
 
 def truths(tuples: Tuples) -> dict[str, Float[Tensor, "N 3 H W"]]:
@@ -116,8 +117,9 @@ def figures(readings: Mapping[str, Fit], made: Mapping[str, Tensor], tuples: Tup
     found = influence_of(squared_distances(readings, tuples).sum(dim=1))
     asked = tuples.controls[1] - tuples.controls[0]
     did = readings["expression"].controls - readings["none"].controls
-    slopes = (asked * did).sum(0) / asked.square().sum(0).clamp_min(1e-9)
-    found |= {f"gain/{name}": float(slope) for name, slope in zip(NAMES, slopes, strict=True)}
+    slopes = (asked * did).sum(0) / asked.square().sum(0)
+    # In few tuples some controls stay at rest, and what they would do nobody knows.
+    found |= {f"gain/{name}": float(slope) for name, slope in zip(NAMES, slopes, strict=True) if slope.isfinite()}
     found |= {f"r2/{name}": value for name, value in accuracy(readings, tuples).items()}
     found["residual"] = float(torch.cat([fit.residual for fit in readings.values()]).mean())
     faces = tuples.face[[0, 2]].any(dim=0)

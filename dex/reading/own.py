@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dex.cores import usable_cores
 from dex.data.synthetic.head import GENERATOR
 from dex.data.synthetic.motion import FramingName
 from dex.reading.measure import cross_talk
 from dex.reading.regressor import SHA256
 from dex.reading.tuples import Tuples
-from dex.speed import usable_cores
 
 KNOWN = Path(__file__).with_name("cross_talk.json")
 # (tuples, pixels, framing) of configs' monitors, with seed 0

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
+from dex.cores import usable_cores
 from dex.data.synthetic.controls import NAMES
 from dex.data.synthetic.head import Head, make_head
 from dex.data.synthetic.splits import identity_seed
@@ -29,7 +30,6 @@ from dex.reading import fit
 from dex.reading.degrade import EACH, Degraded, make
 from dex.reading.estimate import mixed
 from dex.reading.regressor import WEIGHTS, Regressor, answer
-from dex.speed import usable_cores
 
 HEADS = 16  # of a step, `EACH` pictures of each
 MUON_RATE, ADAM_RATE, WARMUP = 0.02, 1.5e-3, 100

@@ -66,8 +66,8 @@ def make_tuples(
     """Tuples of `count` sources at size² pixels. Poses of the drivers as training has them, or with the yaw of one of
     `STRATA`.
 
-    Of two `drivers` a source has one tuple, from a to b. Of D more it has D (D - 1), from each to each other: all that
-    lie between the D² combinations of their poses and expressions, the full factorial grid.
+    Of two `drivers` a source has one tuple, from a to b. Of D more it has D (D - 1), from the pose and expression of
+    each to those of each other, in all D² combinations of a pose and an expression: the full factorial grid.
     Raises ValueError for a stratum that is none, and for fewer than two drivers.
     """
     if stratum is not None and stratum not in STRATA:

@@ -32,32 +32,37 @@ class _Rule:
     cause: str
 
 
+_OTHER_VIEW = (
+    "in stage 1 read it from another camera's view (data.second_view of synthetic heads, cross_view of shards), or "
+    "strengthen pose_augmentation"
+)
 _RULES = (
     _Rule(
         "dead expression", "I_ee", lambda x: x < LEAST_GAIN, f"≥ {LEAST_GAIN}",
         "expression is drawn last, once pose is right and the face is sharp: train longer; weight eyes and mouth "
-        "(loss.region_eyes, region_mouth, clpips, own_features); weaken pose_augmentation",
+        "(loss.region_eyes, region_mouth, own_features; in stage 1 also clpips); weaken stage 1's pose_augmentation",
     ),
     _Rule(
         "dead pose", "I_pp", lambda x: x < LEAST_GAIN, f"≥ {LEAST_GAIN}",
-        "the pose encoder has learned no rotation: set loss.pose, or optimisation.anchors_first",
+        "stage 1's pose encoder has learned no rotation: set loss.pose, or optimisation.anchors_first; of a good one, "
+        "train longer",
     ),
     _Rule(
         "pose drifts with expression", "L_pe", lambda x: x > MOST_LEAK, f"≤ {MOST_LEAK}",
-        "the decoder takes pose out of the expression code: strengthen pose_augmentation; data.second_view",
+        f"what draws takes pose out of the expression code: {_OTHER_VIEW}",
     ),
     _Rule(
         "expression drifts with pose", "L_ep", lambda x: x > MOST_LEAK, f"≤ {MOST_LEAK}",
-        "the warp or the pose carries expression: strengthen expression_augmentation; or the face "
-        "is too blurred to hold one",
+        "the face is too blurred to hold one: train longer; or the pose carries expression: strengthen stage 1's "
+        "expression_augmentation",
     ),
     _Rule(
         "pose leak into the code", "probe_r2/pose_from_expression", lambda x: x > MOST_PROBE, f"≤ {MOST_PROBE}",
-        "a probe reads the pose from the expression code: strengthen pose_augmentation; data.second_view",
+        f"a probe reads the pose from the expression code: {_OTHER_VIEW}",
     ),
     _Rule(
         "identity leak into the code", "probe_r2/identity_from_expression", lambda x: x > MOST_PROBE, f"≤ {MOST_PROBE}",
-        "a probe tells people apart by the expression code: narrow network.expression_dim, take more "
+        "a probe tells people apart by the expression code: in stage 1 narrow network.expression_dim, take more "
         "identities, more colour jitter",
     ),
     _Rule(
@@ -100,7 +105,8 @@ def verdict(figures: Mapping[str, float], own: Mapping[str, float], wrong: list[
     broken = {alarm.name for alarm in wrong}
     lines = [f"**{alarm.name}**: {alarm.found}. {alarm.cause[0].upper()}{alarm.cause[1:]}.\n" for alarm in wrong]
     why = why_not(own)
-    lines = lines or [f"**{no_alarm(figures, own)}**: both controls move what they should\n"]
+    said = no_alarm(figures, own)
+    lines = lines or [f"**{said}**{': both controls move what they should' if said == 'healthy' else ''}\n"]
     lines += ["| | figure | found | healthy |", "| --- | --- | --- | --- |"]
     for rule in _RULES:
         if rule.figure in figures:

@@ -297,7 +297,7 @@ def test_paste_back_keeps_the_rest_of_the_picture(command: Command, tmp_path: Pa
 
 
 def test_errors_are_one_line_and_leave_nothing(
-    checkpoint: Path, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    checkpoint: Path, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     (tmp_path / "empty.mp4").touch()
@@ -336,6 +336,12 @@ def test_errors_are_one_line_and_leave_nothing(
     assert "--steps: of the diffusion" in refused(steps=3)
     assert "--seed: of the diffusion" in refused(seed=0)
     assert "the source must be a picture or a video" in refused(s=_motion(checkpoint, material, tmp_path))
+
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nand what torch says of it")
+
+    monkeypatch.setattr("dex.animate.reenact", too_large)
+    assert refused().endswith("a smaller --size needs less. CUDA out of memory. Tried to allocate 9 GiB.\n")
 
 
 def _motion(checkpoint: Path, material: Path, folder: Path) -> Path:

@@ -323,6 +323,7 @@ def test_ablations_have_no_trace_of_what_they_leave_out() -> None:
     ("change", "message"),
     [
         ({"expression_tokens": 5}, "multiple of expression_tokens 5"),
+        ({"expression_tokens": 0}, "expression_tokens is 0, need at least one"),
         ({"frames": 0}, "at least one"),
         ({"unet": {**TINY_UNET, "in_channels": 7}}, "7 and 4"),
         ({"unet": {**TINY_UNET, "class_embed_type": "timestep"}}, "class_embed_type"),

@@ -317,6 +317,8 @@ def test_results_of_other_questions_stay_apart(tmp_path: Path, refused: Called, 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, refused: Called) -> None:
     said = refused("controlled.__main__", "--preset", "small", "--table", "--out", tmp_path)
     assert "no results of the preset small" in said
+    said = refused("controlled.__main__", "--preset", "small", "--table", "--seeds", 0, "--drivers", 3)
+    assert said == "error: --table prints all results of --out; leave out --seeds, --drivers\n"
 
 
 def test_a_training_that_fails_names_its_output(tiny: argparse.Namespace) -> None:

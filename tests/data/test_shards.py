@@ -126,6 +126,14 @@ def test_a_key_too_long_for_a_tar_header_is_an_error(tmp_path: Path) -> None:
         replace(meta(), key="k" * (shards.KEY_LENGTH + 1))
 
 
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    shards.write_shards(shards.staged_clips(stage(tmp_path / "staged", meta(), audio=b"")), tmp_path / "out")
+    (tar,) = (tmp_path / "out").glob("*.tar")
+    tar.write_bytes(b"no archive" * 100)
+    with pytest.raises(ShardError, match=f"{tar.name}: is damaged"):
+        list(shards.packed_clips(tmp_path / "out"))
+
+
 def test_json_of_another_schema_or_with_other_fields_is_an_error() -> None:
     raw = asdict(meta())
     with pytest.raises(ShardError, match=r"take000_0.*schema 2, this program reads 1"):

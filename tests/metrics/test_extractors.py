@@ -20,6 +20,7 @@ from dex.metrics.extractors.features import Features, I3d, check_count
 from dex.metrics.extractors.identity import TEMPLATE, ArcFace, IdentityCosine, similarity
 from dex.metrics.extractors.perceptual import Perceptual
 from dex.pose import geodesic, split_pose
+from dex.weights import WeightsError
 
 
 def register(name: str, state: object, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +198,9 @@ def test_i3d_of_a_user(tmp_path: Path) -> None:
         I3d(file, "0" * 64)
     with pytest.raises(MetricError, match="no such file"):
         I3d(tmp_path / "none.pt", digest)
+    file.write_bytes(b"no network")
+    with pytest.raises(WeightsError, match=r"i3d.pt: cannot be read as TorchScript"):
+        I3d(file, hashlib.sha256(b"no network").hexdigest())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -272,6 +276,11 @@ def test_network_of_a_user_reads_faces(weights_env: Path, talking_heads: Path, t
         ({"name": "mp"}, "none of mp, mp_blendshapes"),
         ({"file": "none.pt"}, "is missing"),
         ({"colour": "red"}, "colour"),
+        ({"size": 64.5}, "size is 64.5, need a whole number above 0"),
+        ({"margin": "wide"}, "margin is 'wide', need a number above 0"),
+        ({"expression": 50}, r"expression is 50, need \[first, last \+ 1\]"),
+        ({"expression": [6, 0]}, r"expression is \[6, 0\], need"),
+        ({"rotation": [7, 9]}, r"rotation is \[7, 9\], need \[first, first \+ 3\]"),
     ):
         path.write_text(yaml.safe_dump(settings | change))
         with pytest.raises(MetricError, match=words):

@@ -18,6 +18,7 @@ from dex.reading.measure import (
     accuracy,
     cross_talk,
     encoded,
+    figures,
     is_measurable,
     leakage,
     measure,
@@ -137,8 +138,26 @@ def test_tuples_are_a_function_of_their_seed_and_stratum() -> None:
         make_tuples(2, 16, stratum="5")
 
 
+def test_a_control_that_rests_in_all_tuples_has_no_gain() -> None:
+    tuples = make_tuples(2, 16)
+    exact = {
+        edit: Fit(tuples.asked_pose(edit), tuples.asked_controls(edit), torch.zeros(len(tuples))) for edit in EDITS
+    }
+    moved = (tuples.controls[1] != tuples.controls[0]).any(dim=0)
+    assert 0 < moved.sum() < len(NAMES)
+    found = figures(exact, truths(tuples), tuples)
+    assert {f"gain/{name}" in found for name, some in zip(NAMES, moved, strict=True) if some} == {True}
+    assert not [name for name, some in zip(NAMES, moved, strict=True) if not some and f"gain/{name}" in found]
+
+
+def test_outputs_that_are_infinite_are_not_taken_for_white() -> None:
+    tuples = make_tuples(2, 16)
+    made = outputs(lambda source, *_: source / 0, tuples, torch.device("cpu"))
+    assert not any(picture.isfinite().any() for picture in made.values())
+
+
 def test_of_three_drivers_tuples_are_the_whole_grid() -> None:
-    """Every pose of a source's drivers with every expression, and all steps between two of them."""
+    """Every pose of a source's drivers with every expression, from each driver's own to those of each other."""
     tuples = make_tuples(2, 32, drivers=3)
     assert (len(tuples), tuples.each) == (12, 6)
     for whose in (slice(0, 6), slice(6, 12)):
@@ -173,11 +192,11 @@ def test_an_estimator_that_reads_badly_measures_no_leak() -> None:
     assert [alarm.found for alarm in alarms({"loss/discriminator": math.inf})] == ["inf"]
     assert verdict({"I_pp": 0.9, "S": 0.5}, good, []).startswith("**healthy**: both controls move what they should")
     hardly = verdict({"I_pp": 0.21, "I_ee": 0.21, "L_pe": 0.2, "L_ep": 0.2, "S": 0.01}, good, [])
-    assert hardly.startswith("**no alarm, but S is 0.01, of healthy ones at least 0.5**")
+    assert hardly.startswith("**no alarm, but S is 0.01, of healthy ones at least 0.5**\n")
     leaking = {"I_pp": 1.0, "I_ee": 0.9, "I_pe": 0.99, "I_ep": 0.8}  # and by this estimator nobody knows
     assert alarms(leaking) == []
     unknown = verdict(leaking, good | {"I_ep": 0.17}, [])
-    assert unknown.startswith("**no alarm, leaks not measured**: both controls move what they should\n")
+    assert unknown.startswith("**no alarm, leaks not measured**\n")
 
 
 def test_a_component_that_does_not_vary_has_no_share_in_the_estimators_worth() -> None:

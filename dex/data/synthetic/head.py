@@ -23,7 +23,7 @@ BEARDS = ((), (), (), (), ("beard",), ("moustache",), ("goatee",), ("stubble",))
 
 @dataclass(frozen=True)
 class Head:
-    """One identity. V vertices, F triangles, E blendshapes, N non-zero displacements. Units: 1 = 10 cm; see METHOD."""
+    """One identity. V vertices, F triangles, E blendshapes, N non-zero displacements. Units: 1 = 10 cm."""
 
     seed: int
     identity: Array  # (M,) shape modes in standard deviations

@@ -133,6 +133,8 @@ class SyntheticHeads(L.LightningDataModule):
             identities: how many different heads training knows.
             val_identities: heads of validation, none of them known to training.
             val_batches: swaps of `batch_size` sources each.
+
+        Raises ValueError for a number that is too small, by its name.
         """
         super().__init__()
         self.save_hyperparameters()
@@ -140,6 +142,10 @@ class SyntheticHeads(L.LightningDataModule):
         self.second_view, self.identities = second_view, identities
         self.framing, self.expressions = framing, expressions
         self.val_identities, self.val_batches = val_identities, val_batches
+        least = {"size": 16, "batch_size": 1, "drivers": 1, "workers": 0, "identities": 1, "val_identities": 1}
+        for name, value in (least | {"val_batches": 0}).items():
+            if getattr(self, name) < value:
+                raise ValueError(f"data.{name} is {getattr(self, name)}, need at least {value}")
         self.crop = crop_contract(size, framing)
         self.history: list[Layout] = []  # what training has taken, over all runs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from dex.files import file_sha256
 from dex.metrics import MetricError
 from dex.metrics.extractors import Source, source_of, together
+from dex.weights import open_torchscript
 
 if TYPE_CHECKING:  # loads MediaPipe and OpenCV
     from dex.faces.detect import Face, FaceTracker
@@ -122,9 +122,7 @@ class ScriptReader(MediaPipeReader):
         own = Source(name, settings["sha256"], settings["licence"])
         self.sources[name] = own
         self.sources.setdefault(of_both, together(own, self.sources[landmarks]))
-        with warnings.catch_warnings():  # torch deprecates TorchScript, but it is what such networks can be given as
-            warnings.simplefilter("ignore", FutureWarning)
-            self._network = torch.jit.load(str(file), map_location=device).float().eval()
+        self._network = open_torchscript(file, device)
 
     @classmethod
     def from_file(cls, path: Path, device: torch.device | str = "cpu") -> Self:
@@ -133,7 +131,8 @@ class ScriptReader(MediaPipeReader):
         is one, rotation: [first, last + 1]. `device`: of the network; MediaPipe, which finds its faces, reads on the
         CPU.
 
-        TorchScript runs code: a file of another hash is not opened. Raises `MetricError` naming what is wrong.
+        TorchScript runs code: a file of another hash is not opened. Raises `MetricError` naming what is wrong, and
+        `WeightsError` for a file that is no TorchScript.
         """
         try:
             settings = yaml.safe_load(path.read_text())
@@ -149,6 +148,16 @@ class ScriptReader(MediaPipeReader):
             )
         if settings["range"] not in _RANGES:
             raise MetricError(f"{path}: range {settings['range']!r}, need one of {', '.join(_RANGES)}")
+        for key, kind, number in (("size", int, "whole number"), ("margin", int | float, "number")):
+            if not isinstance(settings[key], kind) or settings[key] <= 0:
+                raise MetricError(f"{path}: {key} is {settings[key]!r}, need a {number} above 0")
+        for key in ("expression", "rotation"):
+            match settings.get(key, [0, 3]):
+                case [int(first), int(last)] if 0 <= first < last and (key == "expression" or last == first + 3):
+                    pass
+                case found:
+                    much = "[first, last + 1]" if key == "expression" else "[first, first + 3]"
+                    raise MetricError(f"{path}: {key} is {found!r}, need {much}")
         file = path.parent / settings["file"]
         if not file.is_file():
             raise MetricError(f"{path}: {file} is missing")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -71,16 +70,15 @@ class I3d:
     dimensions = 400
 
     def __init__(self, file: Path, sha256: str, device: torch.device | str = "cpu") -> None:
-        """TorchScript runs code: a file of another hash is not opened. Raises `MetricError`."""
+        """TorchScript runs code: a file of another hash is not opened. Raises `MetricError`, and `WeightsError` for a
+        file that is none."""
         if not file.is_file():
             raise MetricError(f"{file}: no such file. FVD needs an I3D TorchScript file")
         found = file_sha256(file)
         if found != sha256:
             raise MetricError(f"{file}: has sha256 {found}, {sha256} was given; it was not opened")
         self.source, self._device = Source("i3d", sha256, "as its publisher states"), device
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            self._network = torch.jit.load(str(file), map_location=device).float().eval()
+        self._network = weights.open_torchscript(file, device)
 
     @torch.inference_mode()
     def features(self, videos: Float[Tensor, "N 16 3 H W"]) -> Float[Tensor, "N 400"]:

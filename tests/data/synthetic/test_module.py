@@ -1,5 +1,6 @@
 """Batches of synthetic heads: how they are framed and which expressions they have."""
 
+import pytest
 import torch
 
 from dex.batch import BLENDSHAPES, Batch
@@ -35,3 +36,9 @@ def test_symmetric_expressions_have_two_like_halves() -> None:
         rows = batch_of("close", expressions=expressions).driving_blendshapes.flatten(0, 1)
         sides = [rows[:, [BLENDSHAPES.index(name) for name in names]] for names in SIDES]
         assert all(torch.equal(side[:, 0], side[:, 1]) for side in sides) == alike
+
+
+@pytest.mark.parametrize(("name", "least"), [("batch_size", 1), ("drivers", 1), ("size", 16), ("workers", 0)])
+def test_a_number_that_is_too_small_is_refused_by_name(name: str, least: int) -> None:
+    with pytest.raises(ValueError, match=f"data.{name} is {least - 1}, need at least {least}"):
+        SyntheticHeads(**{name: least - 1})
