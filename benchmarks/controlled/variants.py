@@ -16,8 +16,8 @@ _NO_POSE_AUGMENTATION = _UNMOVED | _ONE_CAMERA
 _NO_EXPRESSION_AUGMENTATION = {
     f"model.init_args.expression_augmentation.{name}": 0 for name in ("warp", "mask_probability")
 }
-# Nearer to the paper, which has no labels: they teach first, then pictures, by warps of the encoder's own poses. Faces are
-# brought upright by the labels to the end.
+# Nearer to the paper, which has no labels: they teach first, then pictures, by warps of the encoder's own poses. Faces
+# are brought upright by the labels to the end.
 _FADING_LABELS = {
     "model.init_args.loss.anchor_floor": 0,
     "model.init_args.loss.anchor_half_life": 500,

@@ -5,6 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -211,6 +212,22 @@ def test_a_result_names_no_folder_of_the_machine(tmp_path: Path, encoders: str |
     where = str(encoders).replace("RUNS", str(runs))
     (run / "config.yaml").write_text(f"model:\n  init_args: {{seed: 0, encoders: {where}}}\n")
     assert config_of(run, runs)["init_args"] == {"seed": 0, "encoders": named}
+
+
+def test_references_are_made_without_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand on nothing, whatever stage 2 was given."""
+    monkeypatch.setattr(controlled, "questions_of", lambda *_: SimpleNamespace(sets={"": None}))
+    monkeypatch.setattr(controlled, "reference", lambda name, _: name)
+    commands: list[list[str]] = []
+
+    def result_of(*given: Any) -> SimpleNamespace:
+        commands.append(given[-2])
+        return SimpleNamespace(save=lambda _: None)
+
+    monkeypatch.setattr(controlled, "result_of", result_of)
+    asked = argparse.Namespace(preset="small", out=tmp_path, encoders=Path("demo"), tuples=None, drivers=None)
+    controlled.make_references(asked)
+    assert commands == [["python", "-m", "benchmarks.controlled", "--preset", "small"]] * len(REFERENCES)
 
 
 @pytest.mark.parametrize("given", [None, Path("dex/assets/demo")])
