@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dex.data.synthetic.blendshapes import BLENDSHAPES
 from dex.metrics.influence import LEAST_R2, MOST_CROSS_TALK
-from dex.pose import euler_from_matrix, split_pose
+from dex.pose import pose_components
 
 _COMPONENTS = ("yaw", "pitch", "roll", "t_x", "t_y", "log s")
 
@@ -54,15 +54,9 @@ def worth(
     shared = [name for name in BLENDSHAPES if name in names]
     found = coefficients[:, [list(names).index(name) for name in shared]]
     wanted = true_coefficients[:, [list(BLENDSHAPES).index(name) for name in shared]]
-    r2 = dict(zip(_COMPONENTS, _r2(components(pose), components(true_pose)).tolist(), strict=True))
+    r2 = dict(zip(_COMPONENTS, _r2(pose_components(pose), pose_components(true_pose)).tolist(), strict=True))
     r2["expression"] = float(1 - (found - wanted).square().sum() / (wanted - wanted.mean(dim=0)).square().sum())
     return Estimator(r2, {name: matrix[name] for name in ("I_pe", "I_ep")})
-
-
-def components(pose: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 6"]:
-    """Yaw, pitch, roll in radians, t_x, t_y, log s."""
-    rotation, translation, scale = split_pose(pose)
-    return torch.stack([*euler_from_matrix(rotation), *translation[:, :2].mT, scale.log()], dim=-1)
 
 
 def _r2(found: Float[Tensor, "N n"], wanted: Float[Tensor, "N n"]) -> Float[Tensor, "n"]:

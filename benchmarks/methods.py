@@ -6,18 +6,18 @@ method needs none of this: write its videos to a folder by the ids of the manife
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks.manifest import Manifest, Pair
 from benchmarks.material import Frames, Material, each_once, edited
 from benchmarks.results import checkpoint_sha256
 from dex.animation.backends import Backend, load_backend, to_network
+from dex.animation.reenact import resized
 
 BY_LANDMARKS = ("landmark-warp", "shuffled-driver")  # the second is the first with the drivers of other pairs
 _READ_AT_ONCE = 8
@@ -112,19 +112,14 @@ class CheckpointMethod:
 
     def animate(self, source: Frames, pose: Frames, expression: Frames) -> Frames:
         size, wanted = self._backend.size, source.shape[1]
-        given = each_once(lambda frames: to_network(_resized(frames, size)), source, pose, expression)
+        given = each_once(
+            lambda frames: to_network([resized(frame, size) for frame in frames]), source, pose, expression
+        )
         (at, _), (poses, _), (_, codes) = each_once(self._read, *given)
         made = self._backend.animate(given[0][0], at[0], zip(poses, codes, strict=True))
-        return np.stack(_resized(list(made), wanted))
+        return np.stack([resized(frame, wanted) for frame in made])
 
     def _read(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [self._backend.read_motion(part) for part in pictures.split(_READ_AT_ONCE)]
         poses, codes = (torch.cat(kind) for kind in zip(*parts, strict=True))
         return poses, codes
-
-
-def _resized(frames: Sequence[np.ndarray] | np.ndarray, size: int) -> list[np.ndarray]:
-    """Bicubic with antialiasing; unchanged where the size is right."""
-    if frames[0].shape[0] == size:
-        return list(frames)
-    return [np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in frames]

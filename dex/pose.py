@@ -142,6 +142,16 @@ FACE_CENTRE = (0.0, 0.15, -0.45)
 FACE_HALF_SIDE = 0.8
 
 
+POSE_COMPONENTS = ("yaw", "pitch", "roll", "tx", "ty", "log_scale")
+
+
+def pose_components(pose: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 6"]:
+    """Yaw, pitch, roll in radians, t_x, t_y, log s."""
+    rotation, translation, scale = split_pose(pose)
+    angles = torch.stack(euler_from_matrix(rotation), dim=-1)
+    return torch.cat([angles, translation[:, :2], scale.log()[:, None]], dim=-1)
+
+
 def face_view(picture: Float[Tensor, "N 3 H W"], pose: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 3 H W"]:
     """The face upright, in the middle and at one size: what a pose does in the picture's plane is undone **(ours)**.
 

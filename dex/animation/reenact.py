@@ -197,7 +197,7 @@ def _write(stage: Stage, drivers: dict[Path, Driver]) -> Result:
         compare = stack.enter_context(clip_writer(comparison, fps=stage.fps, sound=sound))
         bar = stack.enter_context(_bar(stage, drivers))
         for frame, picture in animated(stage, frames(stage, drivers)):
-            made = _resized(picture, stage.size)
+            made = resized(picture, stage.size)
             add(_even(paste(frame.shot.image, made, frame.shot.square)) if request.paste_back else made)
             compare(np.hstack([*frame.drivers, frame.shot.cut(stage.size), made]))
             poses.append(frame.pose)
@@ -252,7 +252,8 @@ def _bar(stage: Stage, drivers: dict[Path, Driver]) -> tqdm:
     return tqdm(total=min(lengths, default=None), desc="animating", bar_format=layout if lengths else None, leave=False)
 
 
-def _resized(picture: Shaped[np.ndarray, "H W 3"], size: int) -> Shaped[np.ndarray, "size size 3"]:
+def resized(picture: Shaped[np.ndarray, "S S 3"], size: int) -> Shaped[np.ndarray, "size size 3"]:
+    """Bicubic with antialiasing; unchanged where the size is right."""
     if picture.shape[0] == size:
         return picture
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))

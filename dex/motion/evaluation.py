@@ -6,25 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
 from dex.batch import EYES, MOUTH, Batch
 from dex.motion.losses import masked_mean, region_mask
-from dex.pose import euler_from_matrix, full_precision, geodesic, relative_pose, split_pose
+from dex.pose import POSE_COMPONENTS, full_precision, geodesic, pose_components, relative_pose, split_pose
 
-POSE_COMPONENTS = ("yaw", "pitch", "roll", "tx", "ty", "log_scale")
 # Swap errors are taken over the whole picture and over the parts that expression moves.
 SWAP_REGIONS = {"all": (0, MOUTH), "eyes": (EYES, EYES), "mouth": (MOUTH, MOUTH), "eyes_mouth": (EYES, MOUTH)}
-
-
-def pose_components(pose: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 6"]:
-    """Yaw, pitch, roll in degrees, t_x, t_y, log s."""
-    rotation, translation, scale = split_pose(pose)
-    angles = torch.stack(euler_from_matrix(rotation), dim=-1) * (180 / math.pi)
-    return torch.cat([angles, translation[:, :2], scale.log()[:, None]], dim=-1)
 
 
 class MotionEvaluation(nn.Module):

@@ -20,7 +20,7 @@ from dex.cores import usable_cores
 from dex.data.synthetic.controls import NAMES
 from dex.data.synthetic.motion import FRAMINGS
 from dex.files import write_atomic
-from dex.motion.evaluation import POSE_COMPONENTS
+from dex.pose import POSE_COMPONENTS
 from dex.reading.degrade import degraded
 from dex.reading.fit import SIZE
 from dex.reading.measure import cross_talk, is_measurable, measure, truths

@@ -28,7 +28,7 @@ from dex.data.synthetic.head import Head
 from dex.data.synthetic.motion import pose_matrix
 from dex.data.synthetic.render import Rendered, render
 from dex.data.synthetic.surface import Array
-from dex.pose import euler_from_matrix, split_pose
+from dex.pose import pose_components
 
 SIZE = 64  # pictures are read at this size
 POSE = 6  # yaw, pitch, roll in radians, t_x, t_y, log s
@@ -122,10 +122,8 @@ def check(heads: Sequence[Head], pictures: Tensor, starts: Tensor) -> None:
 
 
 def parameters(pose: Float[Tensor, "N 3 4"]) -> Array:
-    """(N, 6): yaw, pitch, roll, t_x, t_y, log s."""
-    rotation, translation, scale = split_pose(pose)
-    angles = torch.stack(euler_from_matrix(rotation), dim=1)
-    return torch.cat([angles, translation[:, :2], scale.log()[:, None]], dim=1).double().numpy()
+    """(N, 6): `pose_components`."""
+    return pose_components(pose).double().numpy()
 
 
 def poses(settings: Array) -> Array:

@@ -24,7 +24,7 @@ from dex.metrics.influence import (
     selectivity,
 )
 from dex.metrics.probes import identity_accuracy, pose_leakage, pose_targets, ridge_r2
-from dex.motion.evaluation import POSE_COMPONENTS, pose_components
+from dex.pose import POSE_COMPONENTS, pose_components
 from dex.reading.estimate import read
 from dex.reading.fit import Fit
 from dex.reading.tuples import EDITS, Asked, Faces, Tuples, parts
@@ -32,7 +32,7 @@ from dex.reading.tuples import EDITS, Asked, Faces, Tuples, parts
 MATRIX = ("I_pp", "I_ee", "I_pe", "I_ep")
 AT_ONCE = 16  # tuples, or pictures to encode
 LEAST_FACES = 1000  # for the ceiling of `leakage`
-_STILL = 1e-4  # deviation of a component that does not vary: degrees, normalised units, nats
+_STILL = 1e-4  # deviation of a component that does not vary: radians, normalised units, nats
 
 # (source, pose driver, expression driver) → outputs; codes of pictures. All (N, 3, H, W) in [-1, 1]
 Animate = Callable[[Tensor, Tensor, Tensor], Tensor]
