@@ -175,7 +175,7 @@ def notes(results: Sequence[Result]) -> list[str]:
     trained = [r.content for r in results if r.method in VARIANTS and VARIANTS[r.method].of is None]
     timed = [content for content in trained if content["model"].get("seconds")]
     seconds = ", ".join(f"{c['model']['name']}-{c['model']['seed']} {c['model']['seconds']:.0f}" for c in timed)
-    # Earlier files name only the device of measuring, which was that of training; where nothing is known, nothing is said.
+    # Earlier files name only the device of measuring, which was that of training.
     used = {(c["model"].get("device", c["environment"]["device"]), c["model"]["threads"]) for c in timed}
     devices = sorted(f"{device}, {threads} threads" for device, threads in used if device and threads)
     if seconds:
