@@ -46,12 +46,12 @@ def test_figures_of_the_controlled_experiment_are_those_of_their_pairs(path: Pat
 def test_the_table_of_the_controlled_experiment_is_in_the_docs() -> None:
     found = load(RESULTS / "controlled", "small")
     assert table(found) in (ROOT / "docs" / "experiments.md").read_text()
-    more = load(RESULTS / "controlled_256", "small")
-    assert table(more).split("\n\n")[2] in (ROOT / "docs" / "experiments.md").read_text()  # differences
-    for result in (one for one in more if one.content["model"]["letter"]):
-        cells = [cell(*figure) for figure in pooled([result])]
-        cells.append(shown(mean([result], metric_id("pose_leakage/normalised"))))
-        assert line(cells)[1:] in (ROOT / "docs" / "experiments.md").read_text()
+    for more in (load(RESULTS / name, "small") for name in ("controlled_256", "controlled_grid")):
+        assert table(more).split("\n\n")[2] in (ROOT / "docs" / "experiments.md").read_text()  # differences
+        for result in (one for one in more if one.content["model"]["letter"]):
+            cells = [cell(*figure) for figure in pooled([result])]
+            cells.append(shown(mean([result], metric_id("pose_leakage/normalised"))))
+            assert line(cells)[1:] in (ROOT / "docs" / "experiments.md").read_text()
     long = table(load(RESULTS / "controlled", "long")).splitlines()
     for row in (long[2], next(row for row in long if row.startswith("| everything |"))):
         assert row in (ROOT / "docs" / "experiments.md").read_text()
