@@ -84,7 +84,7 @@ def report(asked: argparse.Namespace) -> dict[str, Any]:
     between = intervals_of(by_source(squared_distances(found.readings, tuples).T.numpy(), tuples.each), own)
     print(table(figures, between, own))
     if asked.picture:
-        save_picture(tuples_picture(tuples, found, 8, tuples.each), asked.picture)
+        save_picture(tuples_picture(tuples, found, 8), asked.picture)
     if asked.swap_grid:
         save_picture(swap_grid(animate, tuples, cpu, 5), asked.swap_grid)
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,5 +24,7 @@ def measured(measure: Callable[[], dict[str, Any]], into: Path | None) -> dict[s
         if into:
             write_atomic(into, (json.dumps(figures, indent=1) + "\n").encode())
     except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("DEX_TRACEBACK"):  # as in dex.fit
+            raise
         sys.exit(f"error: {error}".partition("\n")[0])
     return figures

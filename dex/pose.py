@@ -137,11 +137,6 @@ def warp_volume(
     return warped.to(volume.dtype)
 
 
-# Middle of the face's front in canonical units, and half of the side of a square that holds brows, eyes and mouth.
-FACE_CENTRE = (0.0, 0.15, -0.45)
-FACE_HALF_SIDE = 0.8
-
-
 POSE_COMPONENTS = ("yaw", "pitch", "roll", "tx", "ty", "log_scale")
 
 
@@ -150,6 +145,11 @@ def pose_components(pose: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 6"]:
     rotation, translation, scale = split_pose(pose)
     angles = torch.stack(euler_from_matrix(rotation), dim=-1)
     return torch.cat([angles, translation[:, :2], scale.log()[:, None]], dim=-1)
+
+
+# Middle of the face's front in canonical units, and half of the side of a square that holds brows, eyes and mouth.
+FACE_CENTRE = (0.0, 0.15, -0.45)
+FACE_HALF_SIDE = 0.8
 
 
 def face_view(picture: Float[Tensor, "N 3 H W"], pose: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 3 H W"]:

@@ -121,7 +121,7 @@ def result_of(
         between = intervals_of(by_source(sums, tuples.each), own)
         figures = with_leaks(found.figures, own) | ({} if name else dict(codes))
         entries += [
-            entry(key, name, value, asked_of(key, tuples, questions), between.get(key))
+            entry(key, name, value, count_of(key, tuples, questions), between.get(key))
             for key, value in figures.items()
             if key in KEYS and (not name or key in (*MATRIX, "S"))
         ]
@@ -148,7 +148,7 @@ def result_of(
     return Result(content, pairs)
 
 
-def asked_of(key: str, tuples: Tuples, questions: Questions) -> int:
+def count_of(key: str, tuples: Tuples, questions: Questions) -> int:
     """How many tuples, or faces whose code a probe read, a figure is of."""
     if key.startswith("pose_leakage/"):
         return len(questions.faces.identity)

@@ -69,11 +69,12 @@ def wanted(
             return latent
 
 
-def snr_weight(loss: DiffusionLoss, alphas_cumprod: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """min(SNR, γ) for z_0, / SNR for ε, / (SNR + 1) for v (Hang et al. 2023), of ᾱ_t; 1 with γ = 0."""
+def snr_weight(loss: DiffusionLoss, alphas_cumprod: Float[Tensor, "T"], t: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """min(SNR, γ) for z_0, / SNR for ε, / (SNR + 1) for v (Hang et al. 2023), of ᾱ at t; 1 with γ = 0."""
     if not loss.min_snr:
-        return torch.ones_like(alphas_cumprod)
-    snr = alphas_cumprod / (1 - alphas_cumprod)
+        return torch.ones_like(t, dtype=torch.float32)
+    alpha = alphas_cumprod.to(t.device)[t]
+    snr = alpha / (1 - alpha)
     divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[loss.prediction]
     return snr.clamp_max(loss.min_snr) / divisor
 

@@ -370,7 +370,7 @@ class Animator(L.LightningModule):
         noisy = self.noising.add_noise(latent, noise, t)
         estimate = self.network(noisy, t, conditions, temporal=self.phase == "video")
         wanted = losses.wanted(self.loss.prediction, self.noising, latent, noise, t)
-        weight = losses.snr_weight(self.loss, self.noising.alphas_cumprod.to(t.device)[t])
+        weight = losses.snr_weight(self.loss, self.noising.alphas_cumprod, t)
         error = (estimate.float() - wanted).square() * weight[:, None, None, None, None]
         return Denoised(estimate, error)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from dex.batch import Batch, to_float
 from dex.data.clips import Sampling
 from dex.data.latents import LatentCache
+from dex.data.limits import check_least
 from dex.data.position import Layout, advanced, completed_batches
 from dex.data.reading import find_shards, is_local
 from dex.data.shards import CropContract, ShardError, ShardIndex
@@ -97,13 +98,8 @@ class TalkingHeads(L.LightningDataModule):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        smallest = {"batch_size": 1, "samples_per_clip": 1, "workers": 0, "shuffle": 0}
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name} is {getattr(self, name)}, need at least {least}")
-        for name, least in {"size": 16, "drivers": 1, "clip_length": 2}.items():
-            if getattr(self.sampling, name) < least:
-                raise ValueError(f"data.{name} is {getattr(self.sampling, name)}, need at least {least}")
+        check_least(self, batch_size=1, samples_per_clip=1, workers=0, shuffle=0)
+        check_least(self.sampling, size=16, drivers=1, clip_length=2)
         if self.sampling.mode not in ("pairs", "clip"):
             raise ValueError(f"data.mode is {self.sampling.mode!r}, need 'pairs' or 'clip'")
         if not 0 <= self.val_fraction < 1:

@@ -117,9 +117,9 @@ def figures(readings: Mapping[str, Fit], made: Mapping[str, Tensor], tuples: Tup
     found = influence_of(squared_distances(readings, tuples).sum(dim=1))
     asked = tuples.controls[1] - tuples.controls[0]
     did = readings["expression"].controls - readings["none"].controls
-    slopes = (asked * did).sum(0) / asked.square().sum(0)
+    slopes, moved = (asked * did).sum(0) / asked.square().sum(0), (asked != 0).any(dim=0)
     # In few tuples some controls stay at rest, and what they would do nobody knows.
-    found |= {f"gain/{name}": float(slope) for name, slope in zip(NAMES, slopes, strict=True) if slope.isfinite()}
+    found |= {f"gain/{name}": float(slope) for name, slope, some in zip(NAMES, slopes, moved, strict=True) if some}
     found |= {f"r2/{name}": value for name, value in accuracy(readings, tuples).items()}
     found["residual"] = float(torch.cat([fit.residual for fit in readings.values()]).mean())
     faces = tuples.face[[0, 2]].any(dim=0)

@@ -42,15 +42,16 @@ def influence_picture(figures: Mapping[str, float]) -> Float[Tensor, "3 H W"]:
     return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255
 
 
-def tuples_picture(tuples: Asked, found: Measured, count: int = 6, every: int = 1) -> Float[Tensor, "3 H W"]:
+def tuples_picture(tuples: Asked, found: Measured, count: int = 6) -> Float[Tensor, "3 H W"]:
     """Rows of source | a | b, and for each edit output | truth where it is known: a's pose and expression, b's pose,
-    b's expression. Of `every` so many tuples one."""
+    b's expression. Of the tuples of one source the first."""
     columns = [pictures.float() / 255 for pictures in (tuples.source, *tuples.driver)]
     for number, edit in enumerate(EDITS):
         columns.append(found.outputs[edit].nan_to_num())
         if isinstance(tuples, Tuples):
             columns.append(tuples.truth[number].float() / 255)
-    columns = [pictures[::every][:count] for pictures in columns]
+    each = tuples.each if isinstance(tuples, Tuples) else 1
+    columns = [pictures[::each][:count] for pictures in columns]
     return make_grid(torch.stack(columns, dim=1).flatten(0, 1), nrow=len(columns))
 
 

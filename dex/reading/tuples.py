@@ -97,11 +97,13 @@ def _of_one_source(
     expression = to_blendshapes(controls)
     source = render(whose, expression[:1], pose[:1], size).image[0]
     driving = [render(head, expression[i : i + 1], pose[i : i + 1], size).image[0] for i, head in enumerate(drivers, 1)]
-    grid_pose, grid_expression = factorial(pose[1:], expression[1:])
-    truth = render(whose, grid_expression, grid_pose, size)
     pairs = [(0, 1)] if count == 2 else list(permutations(range(count), 2))
     # Of the grid, where a row has one pose and a column one expression, the cells after each of `EDITS`.
     cells = np.array([[a * count + a, b * count + a, a * count + b] for a, b in pairs])
+    drawn = np.unique(cells)  # all, but of two drivers the fourth
+    grid_pose, grid_expression = factorial(pose[1:], expression[1:])
+    truth = render(whose, grid_expression[drawn], grid_pose[drawn], size)
+    cells = np.searchsorted(drawn, cells)
     return {
         "source": np.repeat(source.transpose(2, 0, 1)[None], len(pairs), 0),
         "driver": np.stack(driving).transpose(0, 3, 1, 2)[np.array(pairs)],

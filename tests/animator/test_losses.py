@@ -8,12 +8,12 @@ from dex.batch import EYES, HEAD, MOUTH
 def test_min_snr_weights_are_the_papers() -> None:
     """Hang et al. 2023: min(SNR, γ) on the error of z_0; that of ε is 1 / SNR of it, that of v 1 / (SNR + 1)."""
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    alpha = torch.cumprod(1 - beta, 0)[[1, 300, 999]]
-    snr = alpha / (1 - alpha)
+    alphas, t = torch.cumprod(1 - beta, 0), torch.tensor([1, 300, 999])
+    snr = alphas[t] / (1 - alphas[t])
     for prediction, divisor in (("epsilon", snr), ("v_prediction", snr + 1), ("sample", 1)):
-        found = snr_weight(DiffusionLoss(prediction=prediction, min_snr=5), alpha.float())
+        found = snr_weight(DiffusionLoss(prediction=prediction, min_snr=5), alphas.float(), t)
         torch.testing.assert_close(found.double(), snr.clamp_max(5) / divisor, rtol=1e-4, atol=0)
-    assert snr_weight(DiffusionLoss(), alpha).tolist() == [1, 1, 1]
+    assert snr_weight(DiffusionLoss(), alphas, t).tolist() == [1, 1, 1]
 
 
 def test_errors_on_regions_are_means_over_them() -> None:

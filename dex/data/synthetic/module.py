@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dex.batch import Batch, blendshape_row, to_float
+from dex.data.limits import check_least
 from dex.data.position import Layout, advanced, batches_of_all, completed_batches
 from dex.data.synthetic.blendshapes import BLENDSHAPES
 from dex.data.synthetic.controls import ExpressionsName, sample_some
@@ -142,10 +143,7 @@ class SyntheticHeads(L.LightningDataModule):
         self.second_view, self.identities = second_view, identities
         self.framing, self.expressions = framing, expressions
         self.val_identities, self.val_batches = val_identities, val_batches
-        least = {"size": 16, "batch_size": 1, "drivers": 1, "workers": 0, "identities": 1, "val_identities": 1}
-        for name, value in (least | {"val_batches": 0}).items():
-            if getattr(self, name) < value:
-                raise ValueError(f"data.{name} is {getattr(self, name)}, need at least {value}")
+        check_least(self, size=16, batch_size=1, drivers=1, workers=0, identities=1, val_identities=1, val_batches=0)
         self.crop = crop_contract(size, framing)
         self.history: list[Layout] = []  # what training has taken, over all runs
 
